@@ -1,0 +1,51 @@
+"""Parameter groups that say which parameters take part in the climb."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, perturb: Literal["weights", "norms"]) -> list[dict[str, Any]]:
+    """Two groups for a base optimizer: what is perturbed, and what is left out of the climb by ``rho = 0``.
+
+    Args:
+        model: its trainable parameters are divided, each once, in the order of ``named_parameters``.
+        perturb: ``"weights"``: all but biases and the parameters of normalisation layers; ``"norms"``: these
+            parameters of normalisation layers only (Mueller et al. 2023: they are enough for much of SAM's effect).
+
+    Returns:
+        ``[{"params": [(name, p), ...]}, {"params": [...], "rho": 0.0}]``, an empty group left out. Named, so that
+        ASAM's rule for weights and checkpoints by name need no ``model=``.
+
+    Raises:
+        ValueError: ``perturb`` is neither, or nothing in the model would be perturbed.
+
+    Example:
+        >>> base = torch.optim.AdamW(steppe.parameter_groups(model, "norms"), lr=5e-5)
+        >>> optimizer = steppe.SAM(base, rho=0.5)
+    """
+    if perturb not in ("weights", "norms"):
+        raise ValueError(f"perturb must be 'weights' or 'norms', got {perturb!r}")
+    normalising = {
+        id(parameter)
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    }
+    climbing: list[tuple[str, nn.Parameter]] = []
+    resting: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_norm = id(parameter) in normalising
+        is_bias = name.rsplit(".", 1)[-1] == "bias"
+        chosen = is_norm if perturb == "norms" else not is_norm and not is_bias
+        (climbing if chosen else resting).append((name, parameter))
+    if not climbing:
+        raise ValueError(f"the model has no trainable parameter to perturb with perturb={perturb!r}")
+    groups: list[dict[str, Any]] = [{"params": climbing}]
+    if resting:
+        groups.append({"params": resting, "rho": 0.0})
+    return groups

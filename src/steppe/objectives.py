@@ -1,0 +1,146 @@
+"""What is climbed: the objective whose gradient points the way from w to w + ε.
+
+An objective never builds a graph of its own. It answers with one detached coefficient a sample, so that
+the gradient of ``(coefficients * losses).sum()`` is the gradient of the objective; the engine adds the value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """The first of the four parts. Write your own by giving a class these two members."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the objective is the mean loss L itself, so that one gradient at w serves climb and descent."""
+
+    def coefficients(self, losses: Tensor, domains: Tensor | None) -> Tensor:
+        """The detached weight of each sample in the climb.
+
+        Args:
+            losses: detached losses, one a sample, shape ``[N]``.
+            domains: the domain of each sample, integers of shape ``[N]``, or ``None`` where the caller gave none.
+
+        Returns:
+            Coefficients c of shape ``[N]`` such that Σ c_s ∇ℓ_s is the gradient to climb.
+        """
+
+
+class Mean:
+    """L(w), the mean loss of the batch: SAM's objective (Foret et al. 2021)."""
+
+    plain = True
+
+    def coefficients(self, losses: Tensor, domains: Tensor | None) -> Tensor:
+        return torch.full_like(losses, 1.0 / losses.numel())
+
+    def __repr__(self) -> str:
+        return "Mean()"
+
+
+class DomainVariance:
+    r"""L(w) − λ Var{L_i}: DISAM's objective (Zhang et al., ICLR 2024, Eq. 7 and 8).
+
+    With the domains i = 1…M present in the batch, n_i samples each, α_i = n_i / N, L_i the mean loss of domain i
+    and L̄ = (1/M) Σ L_i,
+
+        Var{L_i} = (1/M) Σ (L_i − L̄)²          a = Σ_i β_i ∇L_i,   β_i = α_i − (2λ/M)(L_i − L̄)
+
+    so the climb re-weights the domains: it rises more on those whose loss is already low, and the domains converge
+    at one pace. Per sample the coefficient is β_i / n_i. One domain in the batch gives SAM. β_i may be negative
+    for large λ: that is the method.
+
+    It is computed without a loop over domains and in static shapes (no host–device synchronisation): with
+    S = (d[:, None] == d[None, :]), n = S·1, l = S·losses / n, M = Σ 1/n and L̄ = (Σ l/n) / M, the coefficient
+    is 1/N − (2λ/M)(l − L̄)/n. S has N² entries: N is the number of samples, not of tokens or pixels.
+
+    Args:
+        lam: λ ≥ 0, the weight of the variance. The paper uses 0.1 and is stable in [0.1, 0.7].
+
+    Raises:
+        ValueError: λ is negative or not a number.
+    """
+
+    def __init__(self, lam: float = 0.1) -> None:
+        if not lam >= 0:
+            raise ValueError(f"lam must be at least 0, got {lam}")
+        self.lam = lam
+
+    @property
+    def plain(self) -> bool:
+        return self.lam == 0
+
+    def coefficients(self, losses: Tensor, domains: Tensor | None) -> Tensor:
+        if domains is None:
+            raise ValueError("DomainVariance needs the domain of each sample: call optimizer.objective(losses, domain)")
+        same = (domains[:, None] == domains[None, :]).to(losses.dtype)
+        count = same.sum(1)
+        domain_loss = same @ losses / count
+        present = (1 / count).sum()
+        mean_loss = (domain_loss / count).sum() / present
+        return 1 / losses.numel() - (2 * self.lam / present) * (domain_loss - mean_loss) / count
+
+    def __repr__(self) -> str:
+        return f"DomainVariance(lam={self.lam})"
+
+
+def domain_means(losses: Tensor, domains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean loss of each domain present in a batch, for logging and analysis.
+
+    Args:
+        losses: one loss a sample, shape ``[N]``. Gradients flow through.
+        domains: integers of shape ``[N]``.
+
+    Returns:
+        ``(means, counts, ids)``, each of shape ``[M]``: ``means[i]`` is L_i of domain ``ids[i]``, which has
+        ``counts[i]`` samples; ``ids`` ascend.
+
+    Note:
+        M depends on the data, so on an accelerator this synchronises with the host; the training step itself
+        (:class:`DomainVariance`) does not use it.
+
+    Raises:
+        ValueError: the shapes differ or ``domains`` are not integers.
+    """
+    check_batch(losses, domains)
+    ids, inverse, counts = torch.unique(domains, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(ids), dtype=losses.dtype, device=losses.device).index_add(0, inverse, losses)
+    return sums / counts, counts, ids
+
+
+def check_batch(losses: Tensor, domains: Tensor | None) -> None:
+    """Raise ``ValueError`` unless there is one loss and one integer domain a sample."""
+    if domains is None:
+        return
+    if losses.dim() != 1 or domains.shape != losses.shape:
+        raise ValueError(
+            f"with domains, losses must be one a sample: got losses of shape {tuple(losses.shape)} and domains of "
+            f"shape {tuple(domains.shape)}; use reduction='none' and average over tokens or pixels first"
+        )
+    if domains.dtype.is_floating_point or domains.dtype.is_complex or domains.dtype == torch.bool:
+        raise ValueError(f"domains must be integers, got {domains.dtype}")
+    if losses.numel() == 0:
+        raise ValueError("the batch is empty")
+
+
+def reweighted_mean(losses: Tensor, coefficients: Tensor) -> Tensor:
+    """A scalar that is ``losses.mean()`` to the last bit and has the gradient of ``(coefficients * losses).sum()``."""
+    return _ReweightedMean.apply(losses, coefficients)  # type: ignore[no-any-return]
+
+
+class _ReweightedMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, coefficients: Tensor) -> Tensor:
+        ctx.save_for_backward(coefficients)
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (coefficients,) = ctx.saved_tensors
+        return gradient * coefficients, None

@@ -1,0 +1,53 @@
+"""Keeping running statistics (BatchNorm's mean, variance and count) out of the passes that must not count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from steppe.displacement import TensorStore
+
+
+class RunningStatistics:
+    """The persistent buffers of a model: those in its state dict (attention masks and the like are not).
+
+    Args:
+        model: ``None`` where there is nothing to protect.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        # Modules rather than buffers are remembered: ``model.to(...)`` puts new tensors in their place.
+        self._owners = [
+            (module, name)
+            for module in (model.modules() if model is not None else ())
+            for name in module._buffers
+            if name not in module._non_persistent_buffers_set
+        ]
+        self._store = TensorStore()
+
+    @contextmanager
+    def preserved(self, active: bool = True) -> Iterator[None]:
+        """Bring the buffers back at the end, bit for bit, whatever happens in between.
+
+        A snapshot, because BatchNorm's momentum set to 0 would still count batches (``num_batches_tracked``), which
+        is all that matters with ``momentum=None``, and would not reach other stateful layers (spectral norm,
+        codebooks).
+        """
+        buffers = [b for module, name in self._owners if (b := module._buffers[name]) is not None] if active else []
+        kept = self._store.like(buffers)
+        _copy(kept, buffers)
+        try:
+            yield
+        finally:
+            _copy(buffers, kept)
+
+
+@torch.no_grad()
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    # The fast path of foreach wants one dtype a call; counters are integers, statistics are not.
+    for dtype in {t.dtype for t in targets}:
+        chosen = [i for i, t in enumerate(targets) if t.dtype == dtype]
+        torch._foreach_copy_([targets[i] for i in chosen], [sources[i] for i in chosen])

@@ -1,0 +1,623 @@
+"""What the engine promises around the mathematics: weights, statistics, schedulers, precision, groups, misuse."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import batches, losses_of, network, weights
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import steppe
+
+MAKERS = {
+    "sam": steppe.SAM,
+    "asam": steppe.ASAM,
+    "gsam": steppe.GSAM,
+    "sagm": steppe.SAGM,
+    "disam": steppe.DISAM,
+    "disam+sagm": lambda base, **kw: steppe.DISAM(base, descent=steppe.GradientMatching(), **kw),
+}
+method = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+
+
+def closure_for(optimizer, model, problem, hook=lambda call: None):
+    calls = iter(range(10))
+
+    def closure():
+        call = next(calls)
+        optimizer.zero_grad()
+        loss = optimizer.objective(losses_of(model, problem), problem.domain)
+        hook(call)
+        loss.backward()
+        hook(call + 0.5)
+        return loss
+
+    return closure
+
+
+# --- weights ---
+
+
+@method
+def test_the_second_pass_sees_other_weights_and_the_step_starts_from_w(make) -> None:
+    model, problem = network(), batches(1)[0]
+    before = weights(model)
+    optimizer = make(torch.optim.SGD(model.parameters(), lr=0.0))
+    seen = []
+    optimizer.step(closure_for(optimizer, model, problem, lambda _: seen.append(weights(model))))
+    assert torch.equal(seen[0], before)
+    assert (seen[-1] - before).norm() > 1e-3
+    assert torch.equal(weights(model), before)
+
+
+@method
+def test_an_exception_anywhere_leaves_w(make) -> None:
+    model, problem = network(), batches(1)[0]
+    optimizer = make(torch.optim.SGD(model.parameters(), lr=0.1))
+    passes = 3 if optimizer.needs_clean_pass else 2
+    for moment in [k / 2 for k in range(2 * passes)]:
+        before = weights(model)
+
+        def stop(call, moment=moment) -> None:
+            if call == moment:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(closure_for(optimizer, model, problem, stop))
+        assert torch.equal(weights(model), before)
+    optimizer.step(closure_for(optimizer, model, problem))  # and the optimizer goes on as if nothing had been
+    fresh = network()
+    reference = make(torch.optim.SGD(fresh.parameters(), lr=0.1))
+    reference.step(closure_for(reference, fresh, problem))
+    assert torch.equal(weights(model), weights(fresh))
+
+
+@pytest.mark.parametrize("failing", ["_foreach_copy_", "_foreach_add_", "_foreach_lerp_"])
+def test_a_failure_inside_the_engine_leaves_w(failing, monkeypatch) -> None:
+    """As when memory runs out in the middle of the climb."""
+    model, problem = network(), batches(1)[0]
+    optimizer = steppe.SAGM(torch.optim.SGD(model.parameters(), lr=0.1, foreach=False))
+    real, calls = getattr(torch, failing), []
+
+    def fail_once(*args, **kwargs):
+        result = real(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("planted")
+        return result
+
+    monkeypatch.setattr(torch, failing, fail_once)
+    before = weights(model)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.step(closure_for(optimizer, model, problem))
+    assert torch.equal(weights(model), before)
+
+
+def test_a_zero_gradient_gives_no_climb_and_no_nan() -> None:
+    for make in MAKERS.values():
+        parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = make(torch.optim.SGD([parameter], lr=0.1))
+
+        def closure(parameter=parameter, optimizer=optimizer):
+            optimizer.zero_grad()
+            losses = (parameter * 0).sum() + torch.ones(4)
+            loss = optimizer.objective(losses, torch.tensor([0, 0, 1, 1]))
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        assert torch.equal(parameter.detach(), torch.tensor([1.0, -2.0]))
+        assert optimizer.diagnostics["loss_rise"] == 0
+
+
+@method
+def test_rho_zero_is_the_base_optimizer_and_one_pass(make) -> None:
+    problems = batches(5)
+    model, plain = network(), network()
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = make(base, rho=0.0)
+    reference = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    calls = []
+    for problem in problems:
+        optimizer.step(closure_for(optimizer, model, problem, calls.append))
+        reference.zero_grad()
+        losses_of(plain, problem).mean().backward()
+        reference.step()
+    assert not optimizer.climbs
+    assert len(calls) == 2 * len(problems)
+    assert torch.equal(weights(model), weights(plain))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=5),
+    rhos=st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.1, 2.0])), min_size=5, max_size=5),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_shapes_and_groups(shapes, rhos, dtype) -> None:
+    """Scalars, empty tensors, one group a parameter with or without its own ρ: ε is ρ_group g / ‖g‖ over all."""
+    parameters = [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    groups = [
+        {"params": [p], **({} if rho is None else {"rho": rho})} for p, rho in zip(parameters, rhos, strict=False)
+    ]
+    gradients = [torch.randn_like(p) for p in parameters]
+    optimizer = steppe.SAM(torch.optim.SGD(groups, lr=0.1), rho=0.7)
+    before = [p.detach().clone() for p in parameters]
+    with optimizer.climbing():
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g.clone()
+    radii = [0.7 if rho is None else rho for rho in rhos][: len(parameters)]
+    norm = torch.cat([g.reshape(-1) for g, rho in zip(gradients, radii, strict=True) if rho] or [torch.ones(1)]).norm()
+    with optimizer.perturbed():
+        for p, w, g, rho in zip(parameters, before, gradients, radii, strict=True):
+            expected = w + rho * g / norm if norm > 0 else w
+            torch.testing.assert_close(p.detach(), expected)
+            p.grad = torch.ones_like(p)
+    for p, w in zip(parameters, before, strict=True):
+        assert torch.equal(p.detach(), w)
+
+
+def test_parameter_groups_choose_who_climbs() -> None:
+    model = network(normalise=True)
+    for perturb, expected in {"weights": {"0.weight", "3.weight"}, "norms": {"1.weight", "1.bias"}}.items():
+        base = torch.optim.SGD(steppe.parameter_groups(model, perturb), lr=0.0)
+        optimizer = steppe.SAM(base, model=model)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        moved = set()
+
+        def look(_, before=before, moved=moved) -> None:
+            moved |= {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+        optimizer.step(closure_for(optimizer, model, batches(1)[0], look))
+        assert moved == expected
+        assert {id(p) for p in optimizer.parameters()} == {id(p) for p in model.parameters()}
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        steppe.parameter_groups(network(), "norms")
+    with pytest.raises(ValueError, match="'weights' or 'norms'"):
+        steppe.parameter_groups(model, "biases")
+
+
+def test_frozen_unused_and_tied_parameters() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight  # tied
+    model[0].bias.requires_grad_(False)  # frozen
+    unused = nn.Parameter(torch.ones(3))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = steppe.GSAM(torch.optim.SGD([*model.parameters(), unused], lr=0.1), model=model)
+    x = torch.randn(5, 4)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert torch.equal(unused, torch.ones(3))
+    assert torch.equal(model[0].bias, before["0.bias"])
+    assert model[0].weight is model[1].weight
+    assert not torch.equal(model[0].weight, before["0.weight"])
+
+
+def test_a_parameter_that_only_the_second_pass_reaches() -> None:
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = steppe.SAGM(torch.optim.SGD([a, b], lr=1.0), alpha=0.0)
+    with optimizer.climbing():
+        a.sum().backward()
+    with optimizer.perturbed():
+        (a.sum() + b.sum()).backward()
+    optimizer.step()
+    torch.testing.assert_close(a.detach(), torch.zeros(2))
+    torch.testing.assert_close(b.detach(), torch.full((2,), 0.5))  # ½ (0 + 1)
+
+
+def test_parameters_swapped_by_a_library_are_noticed() -> None:
+    model, problem = network(), batches(1)[0]
+    optimizer = steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer.step(closure_for(optimizer, model, problem))
+    for layer in (model[0], model[2]):
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+        layer.bias = nn.Parameter(layer.bias.detach().clone())
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    before = weights(model)
+    optimizer.step(closure_for(optimizer, model, problem))
+    assert not torch.equal(weights(model), before)
+    assert len(optimizer._climb._displacement._store._tensors) == 4  # the old copies are freed
+
+
+# --- running statistics ---
+
+
+@method
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norm_counts_each_batch_once_at_clean_weights(make, momentum) -> None:
+    model = network(normalise=True)
+    model[1].momentum = momentum
+    problem = batches(1)[0]
+    reference = copy.deepcopy(model)
+    reference(problem.x)  # one forward pass at w
+    optimizer = make(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+    optimizer.step(closure_for(optimizer, model, problem))
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, dict(reference.named_buffers())[name]), name
+    assert model[1].num_batches_tracked == 1
+
+
+def test_running_statistics_come_back_after_an_exception_too() -> None:
+    model = network(normalise=True)
+    optimizer = steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+
+    def stop(call) -> None:
+        if call == 1:
+            raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        optimizer.step(closure_for(optimizer, model, batches(1)[0], stop))
+    assert model[1].num_batches_tracked == 1
+
+
+def test_only_buffers_of_the_state_dict_are_kept() -> None:
+    model = network(normalise=True)
+    model.register_buffer("mask", torch.zeros(3), persistent=False)
+    model.register_buffer("counter", torch.zeros((), dtype=torch.long))
+    optimizer = steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+
+    def touch(call) -> None:
+        if call in (0, 1):
+            model.mask.add_(1)
+            model.counter.add_(1)
+
+    optimizer.step(closure_for(optimizer, model, batches(1)[0], touch))
+    assert model.mask.tolist() == [2, 2, 2]
+    assert model.counter == 1
+
+
+# --- schedulers, hooks, being an optimizer ---
+
+
+@pytest.mark.parametrize("attached_to", ["wrapper", "base"])
+def test_a_scheduler_on_either_drives_both(attached_to) -> None:
+    model, problem = network(), batches(1)[0]
+    base = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = steppe.SAM(base)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer if attached_to == "wrapper" else base, 1, gamma=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(3):
+            assert base.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.5**step
+            optimizer.step(closure_for(optimizer, model, problem))
+            scheduler.step()
+
+
+def test_it_is_an_optimizer() -> None:
+    model = network()
+    base = torch.optim.AdamW(model.parameters(), lr=0.1)
+    optimizer = steppe.SAM(base)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert optimizer.param_groups is base.param_groups
+    assert optimizer.state is base.state
+    assert optimizer.defaults is base.defaults
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "rho": 0.3})
+    assert base.param_groups[1]["rho"] == 0.3
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    optimizer.step(closure_for(optimizer, model, batches(1)[0]))
+    assert seen == ["before", "after"]
+    assert "SharpnessAware(Mean(), Euclidean(), Constant(0.05), Perturbed()" in repr(optimizer)
+    copied = copy.deepcopy(optimizer)
+    assert copied.param_groups is copied.base.param_groups
+    assert copied.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
+
+
+def test_a_step_without_passes_is_the_bases_and_warns_once() -> None:
+    model, plain, problem = network(), network(), batches(1)[0]
+    optimizer = steppe.SAM(torch.optim.AdamW(model.parameters(), lr=0.1))
+    reference = torch.optim.AdamW(plain.parameters(), lr=0.1)
+    for each in (model, plain):
+        losses_of(each, problem).mean().backward()
+    with pytest.warns(UserWarning, match="plain step of the base"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    reference.step()
+    reference.step()
+    assert torch.equal(weights(model), weights(plain))
+
+
+def test_clipping_between_the_passes_and_the_step() -> None:
+    model, problem = network(), batches(1)[0]
+    optimizer = steppe.SAM(torch.optim.SGD(model.parameters(), lr=1.0))
+    before = weights(model)
+    closure = closure_for(optimizer, model, problem)
+    with optimizer.climbing():
+        closure()
+    with optimizer.perturbed():
+        closure()
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    optimizer.step()
+    assert (weights(model) - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+# --- precision ---
+
+
+def test_the_whole_step_inside_one_autocast_region() -> None:
+    """Autocast caches the cast of a weight: without clearing it, the second pass would run at w, and SAM be ERM."""
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 32), torch.randint(0, 3, (16,))
+    rises = []
+    for whole in (True, False):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 3))
+        optimizer = steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=1.0)
+
+        def closure(model=model, optimizer=optimizer, whole=whole):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True):
+                loss = cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=whole):
+            for _ in range(3):
+                optimizer.step(closure)
+        rises.append((float(optimizer.diagnostics["loss_rise"]), weights(model)))
+    assert rises[0][0] > 0.05
+    assert rises[0][0] == rises[1][0]
+    assert torch.equal(rises[0][1], rises[1][1])
+
+
+def half_model(dtype=torch.bfloat16) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)).to(dtype)
+
+
+def half_closure(optimizer, model, x, y):
+    def closure():
+        optimizer.zero_grad()
+        losses = cross_entropy(model(x.to(model[0].weight.dtype)).float(), y, reduction="none")
+        loss = optimizer.objective(losses)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def test_half_precision_weights_are_measured_and_warned_about() -> None:
+    model, x, y = half_model(), torch.randn(8, 64), torch.randint(0, 3, (8,))
+    optimizer = steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.001)
+    before = weights(model)
+    with pytest.warns(UserWarning, match="rounding to torch.bfloat16 eats the climb"):
+        optimizer.step(half_closure(optimizer, model, x, y))
+    measured = optimizer.diagnostics
+    # By hand: ε and what is left of it after adding it to bf16 weights.
+    fresh = half_model()
+    cross_entropy(fresh(x.bfloat16()).float(), y).backward()
+    g = torch.cat([p.grad.float().reshape(-1) for p in fresh.parameters()])
+    wanted = 0.001 * g / g.norm()
+    left = (before + wanted.bfloat16()).float() - before.float()
+    assert measured["realised"].item() == pytest.approx((left.norm() / wanted.norm()).item(), rel=0.02)
+    cosine = torch.cosine_similarity(left, wanted, dim=0).item()
+    assert measured["cosine"].item() == pytest.approx(cosine, abs=0.02)
+    assert cosine < 0.9
+
+
+def test_the_climb_on_a_float32_copy_keeps_epsilon_and_brings_half_weights_back() -> None:
+    model, x, y = half_model(), torch.randn(8, 64), torch.randint(0, 3, (8,))
+    base = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = steppe.SAM(base, rho=0.001, climb_dtype=torch.float32, diagnose=True)
+    before = weights(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(half_closure(optimizer, model, x, y))
+    assert torch.equal(weights(model), before)
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert optimizer.diagnostics["realised"].item() == pytest.approx(1.0, abs=1e-2)
+    assert optimizer.diagnostics["cosine"].item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_diagnostics_of_a_float32_step() -> None:
+    model, problem = network(), batches(1)[0]
+    optimizer = steppe.ASAM(torch.optim.SGD(model.parameters(), lr=0.0), rho=0.3, eta=0.0, diagnose=True)
+    losses_of(model, problem).mean().backward()
+    g = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+    w = weights(model)
+    epsilon = 0.3 * w**2 * g / (w * g).norm()
+    optimizer.step(closure_for(optimizer, model, problem))
+    measured = optimizer.diagnostics
+    assert measured["gradient_norm"].item() == pytest.approx((w * g).norm().item())
+    assert measured["perturbation_norm"].item() == pytest.approx(epsilon.norm().item())
+    assert measured["radius"].item() == pytest.approx(0.3)
+    assert measured["realised"].item() == pytest.approx(1.0)
+    assert measured["cosine"].item() == pytest.approx(1.0)
+    with torch.no_grad():
+        torch.nn.utils.vector_to_parameters(w + epsilon, model.parameters())
+        after = losses_of(model, problem).mean()
+        torch.nn.utils.vector_to_parameters(w, model.parameters())
+        rise = after - losses_of(model, problem).mean()
+    assert measured["loss_rise"].item() == pytest.approx(rise.item())
+
+
+# --- GradScaler ---
+
+
+def scaled_run(make, how: str, scale: float, model, problems, overflow_in=None):
+    optimizer = make(torch.optim.AdamW(model.parameters(), lr=0.01), model=model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    for problem in problems:
+        calls = iter(range(9))
+
+        def closure(problem=problem, calls=calls):
+            call = next(calls)
+            optimizer.zero_grad()
+            loss = optimizer.objective(losses_of(model, problem), problem.domain)
+            scaler.scale(loss * (torch.inf if call == overflow_in else 1)).backward()
+            return loss
+
+        if how == "closure":
+            optimizer.step(closure, scaler=scaler)
+        else:
+            if optimizer.needs_clean_pass:
+                with optimizer.clean():
+                    closure()
+            with optimizer.climbing(scaler=scaler):
+                closure()
+            with optimizer.perturbed():
+                closure()
+            scaler.step(optimizer)
+        scaler.update()
+    return optimizer, scaler
+
+
+@method
+@pytest.mark.parametrize("how", ["closure", "contexts"])
+def test_gradscaler_scales_both_passes_and_changes_nothing(make, how) -> None:
+    problems = batches(5)
+    plain = network()
+    reference = make(torch.optim.AdamW(plain.parameters(), lr=0.01))
+    for problem in problems:
+        reference.step(closure_for(reference, plain, problem))
+    model = network()
+    scaled_run(make, how, 2.0**12, model, problems)
+    torch.testing.assert_close(weights(model), weights(plain), atol=1e-12, rtol=1e-9)
+
+
+@method
+@pytest.mark.parametrize("how", ["closure", "contexts"])
+def test_overflow_in_any_pass_skips_the_step(make, how) -> None:
+    passes = 3 if make(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1)).needs_clean_pass else 2
+    for overflow_in in range(passes):
+        model, skipped = network(normalise=True), network(normalise=True)
+        before, problem = weights(model), batches(1)[0]
+        skipped(problem.x)  # what a skipped ERM step does to BatchNorm
+        optimizer, scaler = scaled_run(make, how, 1024.0, model, [problem], overflow_in)
+        assert torch.equal(weights(model), before)
+        assert not optimizer.base.state
+        assert scaler.get_scale() == 512
+        for name, buffer in model.named_buffers():
+            assert torch.equal(buffer, dict(skipped.named_buffers())[name])
+        # and the next step is a good one
+        fresh = network(normalise=True)
+        fresh.load_state_dict(model.state_dict())
+        reference = make(torch.optim.AdamW(fresh.parameters(), lr=0.01), model=fresh)
+        reference.step(closure_for(reference, fresh, problem))
+        closure = closure_for(optimizer, model, problem)
+        optimizer.step(closure)
+        assert torch.equal(weights(model), weights(fresh))
+
+
+# --- misuse ---
+
+
+def test_misuse_is_named() -> None:
+    model, problem = network(), batches(1)[0]
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def backward(optimizer) -> None:
+        optimizer.zero_grad()
+        optimizer.objective(losses_of(model, problem), problem.domain).backward()
+
+    disam = steppe.DISAM(sgd)
+    backward(disam)
+    with pytest.raises(RuntimeError, match="make the first pass inside climbing"), disam.perturbed():
+        pass
+    with pytest.raises(RuntimeError, match=r"optimizer.objective\(losses, domain\) was not called"), disam.climbing():
+        losses_of(model, problem).mean().backward()
+    with pytest.raises(ValueError, match="needs the domain of each sample"), disam.climbing():
+        disam.objective(losses_of(model, problem)).backward()
+    both = steppe.DISAM(sgd, descent=steppe.SurrogateGap())
+    with both.climbing():
+        backward(both)
+    with pytest.raises(RuntimeError, match=r"shared=True"), both.perturbed():
+        pass
+    sam = steppe.SAM(sgd)
+    with sam.climbing():
+        backward(sam)
+    with pytest.raises(RuntimeError, match=r"not followed by perturbed"):
+        sam.step()
+    with pytest.raises(RuntimeError, match="cannot begin inside another"), sam.climbing(), sam.climbing():
+        pass
+    sam.zero_grad()
+    with pytest.raises(RuntimeError, match="no gradient to climb"), sam.perturbed():
+        pass
+    backward(sam)
+    with pytest.raises(RuntimeError, match="no gradient at w"), sam.perturbed():
+        pass
+    with pytest.raises(TypeError, match="sharpness-aware already"):
+        steppe.SAM(sam)
+    with pytest.raises(TypeError, match="LBFGS"):
+        steppe.SAM(torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer"):
+        steppe.SAM(model.parameters())
+    with pytest.raises(TypeError, match="Mean cannot be the geometry: it lacks"):
+        steppe.SharpnessAware(sgd, geometry=steppe.Mean())
+    with pytest.raises(TypeError, match="is a class, not an instance"):
+        steppe.SharpnessAware(sgd, geometry=steppe.Euclidean)
+    with pytest.raises(TypeError, match="a radius is a number"):
+        steppe.SharpnessAware(sgd, radius="0.05")
+    with pytest.raises(ValueError, match="at least 0"):
+        steppe.SAM(sgd, rho=-1.0)
+    with pytest.raises(ValueError, match="needs parameter names"):
+        steppe.ASAM(sgd, weights_only=True)
+    sgd.param_groups[0]["rho"] = -1.0
+    with pytest.raises(ValueError, match="at least 0"):
+        sam.step(closure_for(sam, model, problem))
+
+
+def test_names_may_come_from_the_base_optimizer() -> None:
+    model = network()
+    optimizer = steppe.ASAM(torch.optim.SGD(model.named_parameters(), lr=0.1), weights_only=True)
+    other = network()
+    reference = steppe.ASAM(torch.optim.SGD(other.parameters(), lr=0.1), weights_only=True, model=other)
+    problem = batches(1)[0]
+    optimizer.step(closure_for(optimizer, model, problem))
+    reference.step(closure_for(reference, other, problem))
+    assert torch.equal(weights(model), weights(other))
+
+
+def test_sparse_gradients_are_refused_and_leave_w() -> None:
+    embedding = nn.Embedding(5, 3, sparse=True)
+    before = embedding.weight.detach().clone()
+    optimizer = steppe.SAM(torch.optim.SGD(embedding.parameters(), lr=0.1))
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        optimizer.step(lambda: embedding(torch.tensor([1, 2])).sum().backward())
+    assert torch.equal(embedding.weight.detach(), before)
+
+
+def test_a_part_of_ones_own() -> None:
+    """A method from next year's literature: one class in the user's code, the engine untouched."""
+
+    class Sign:
+        needs_names = False
+
+        def direction(self, leaves):
+            """The maximiser of ⟨g, ε⟩ on ‖ε‖_∞ ≤ ρ, as a 'direction' of norm 1."""
+            torch._foreach_sign_(leaves.gradients)
+            return [torch.ones((), dtype=leaves.weights[0].dtype)]
+
+    model, problem = network(), batches(1)[0]
+    optimizer = steppe.DISAM(torch.optim.SGD(model.parameters(), lr=0.0), rho=0.01, geometry=Sign())
+    before, seen = weights(model), []
+    optimizer.step(closure_for(optimizer, model, problem, lambda _: seen.append(weights(model))))
+    moved = (seen[-1] - before).abs()
+    torch.testing.assert_close(moved[moved > 0], torch.full_like(moved[moved > 0], 0.01))
+
+
+def test_same_seed_same_bits() -> None:
+    results = []
+    for _ in range(2):
+        model = network(normalise=True)
+        optimizer = steppe.DISAM(torch.optim.AdamW(model.parameters(), lr=0.01), model=model)
+        for problem in batches(5):
+            optimizer.step(closure_for(optimizer, model, problem))
+        results.append(weights(model))
+    assert torch.equal(*results)

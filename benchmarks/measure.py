@@ -1,0 +1,69 @@
+"""Measuring two things against each other in one run: interleaved pairs, the median ratio and its 95 % interval.
+
+A machine's speed drifts and is shared; the ratio within a pair does not care. Single seconds are reported for
+orientation only.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+from scipy.stats import bootstrap
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median over pairs of a's seconds over b's, with the 95 % bootstrap interval of that median."""
+
+    median: float
+    low: float
+    high: float
+    a_median: float
+    b_median: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interleaved(a: Callable[[], None], b: Callable[[], None], pairs: int = 20, warmup: int = 2) -> Ratio:
+    """Call a and b in turn, the order within a pair alternating, and compare their wall-clock seconds.
+
+    Args:
+        a: what is measured; must have finished its work when it returns (synchronise with a device inside).
+        b: what it is measured against.
+        pairs: how many pairs count; 20 or more for a figure that is quoted.
+        warmup: how many pairs come first and do not count.
+    """
+    seconds: dict[str, list[float]] = {"a": [], "b": []}
+    for pair in range(pairs + warmup):
+        for name, call in (("a", a), ("b", b)) if pair % 2 else (("b", b), ("a", a)):
+            start = time.perf_counter()
+            call()
+            if pair >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    ratios = np.array(seconds["a"]) / np.array(seconds["b"])
+    interval = bootstrap((ratios,), np.median, n_resamples=5000, rng=0, method="percentile").confidence_interval
+    return Ratio(
+        float(np.median(ratios)),
+        float(interval.low),
+        float(interval.high),
+        statistics.median(seconds["a"]),
+        statistics.median(seconds["b"]),
+        pairs,
+    )
+
+
+def setting(*packages: str) -> str:
+    """One line on the machine and the versions, to be printed with every table."""
+    import torch
+
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("torch", *packages))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
+    return f"{device}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {versions}"

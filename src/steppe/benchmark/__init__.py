@@ -1,0 +1,1 @@
+"""The comparison: which runs make a sweep, where they are stored, how they are executed."""

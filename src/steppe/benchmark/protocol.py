@@ -1,0 +1,91 @@
+"""Leave one domain out: the runs that a comparison consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steppe.benchmark.store import Store
+from steppe.data import DomainDataset, make_splits
+from steppe.errors import SteppeError
+from steppe.training.config import HYPER, RunConfig, Settings
+from steppe.training.recipes import parse
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run and the directory it belongs in."""
+
+    config: RunConfig
+    directory: Path
+
+
+def leave_one_domain_out(
+    dataset: DomainDataset,
+    *,
+    algorithms: Sequence[str],
+    held_out: Sequence[str] = (ALL,),
+    seeds: int = 3,
+    settings: Settings | None = None,
+) -> list[RunConfig]:
+    """Every algorithm on every held-out domain with every seed from 0 to ``seeds`` − 1.
+
+    Seeds vary slowest and algorithms fastest, so that a sweep that is stopped early has whole rows to compare. A
+    hyper-parameter goes to those algorithms that take it.
+
+    Args:
+        dataset: the data.
+        algorithms: recipes such as ``"disam+sagm"``; two spellings of one count once.
+        held_out: domains to leave out in turn, or ``"all"``.
+        seeds: how many, at least 1.
+        settings: everything else.
+
+    Raises:
+        SteppeError: an algorithm or a domain is not known, nothing is left to do, or a hyper-parameter was given that
+            none of the algorithms takes.
+    """
+    settings = settings or Settings()
+    if seeds < 1:
+        raise SteppeError(f"seeds must be at least 1, got {seeds}")
+    names = list(dict.fromkeys(parse(algorithm).name for algorithm in algorithms))
+    domains = list(dataset.domains) if ALL in held_out else list(dict.fromkeys(held_out))
+    if not names:
+        raise SteppeError("no algorithm was given")
+    if not domains:
+        raise SteppeError("no held-out domain was given")
+    for domain in domains:
+        dataset.check_domain(domain)
+    taken = {hyper for name in names for hyper in parse(name).takes}
+    for hyper in HYPER:
+        if getattr(settings, hyper) is not None and hyper not in taken:
+            raise SteppeError(f"{hyper} was given, but none of the algorithms ({', '.join(names)}) takes it")
+    return [
+        RunConfig.at(settings, dataset=dataset.spec, held_out=domain, algorithm=name, seed=seed)
+        for seed in range(seeds)
+        for domain in domains
+        for name in names
+    ]
+
+
+def jobs(store: Store, dataset: DomainDataset, configs: Sequence[RunConfig]) -> list[Job]:
+    """The directories of the runs; every split is made once, so that what is wrong with one is known before training.
+
+    Raises:
+        SteppeError: a split cannot be made.
+    """
+    fingerprint = dataset.fingerprint()
+    protocols: dict[tuple[str, int], str] = {}
+    found = []
+    for config in configs:
+        key = (config.held_out, config.seed)
+        if key not in protocols:
+            splits = make_splits(
+                dataset, config.held_out, protocol=config.split, trial_seed=config.seed, holdout=config.holdout
+            )
+            protocols[key] = splits.protocol
+        canonical = config.canonical(dataset=dataset.name, fingerprint=fingerprint, split=protocols[key])
+        found.append(Job(config, store.directory(canonical)))
+    return found

@@ -1,0 +1,48 @@
+"""The command ``steppe``: parses, calls, prints."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from steppe.errors import SteppeError
+
+WRONG_INPUT = 2
+BY_SIGNAL = 128
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 some runs failed, 2 the input is wrong, 130 interrupted."""
+    raise SystemExit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return the exit status; ``SystemExit`` for help and for options that do not parse."""
+    command = shlex.join(["steppe", *arguments])
+    try:
+        if arguments == ["--version"]:
+            from steppe import __version__
+
+            print(f"steppe {__version__}")
+            return 0
+        from steppe.cli.parse import parse
+
+        return parse(arguments).run(command)
+    except SteppeError as error:
+        _complain(f"error: {error}")
+        return WRONG_INPUT
+    except KeyboardInterrupt as error:
+        _complain(f"stopped; the same command continues where this one left off:\n  {command}")
+        return BY_SIGNAL + int(getattr(error, "signum", signal.SIGINT))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("steppe"):
+            raise
+        _complain(f"error: the command line needs {error.name!r}, which is not installed: pip install 'steppe[bench]'")
+        return WRONG_INPUT
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)

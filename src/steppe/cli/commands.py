@@ -1,0 +1,227 @@
+"""The commands and their options. Light: torch and the rest are imported when a command runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from steppe.training.config import Settings, unset
+from steppe.training.machine import Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Compare erm, sam and disam on drawings in a style never seen.
+
+    Trains on three styles of the embedded set EmojiStyles, tests on the fourth,
+    and does so for two of the styles. Takes minutes on two cores. Prints a table
+    and writes a page to look at.
+
+      steppe demo
+      steppe demo --seeds 3       with standard errors
+    """
+
+    seeds: int = 1
+    """Repetitions; with two or more the table has standard errors."""
+    steps: Annotated[int | None, unset("the preset's")] = None
+    """Steps of each run."""
+    out: Path = Path("runs/demo")
+    """Where the runs and the page go."""
+    machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+
+    def run(self, command: str) -> int:
+        """Train, print the table, write the page."""
+        from steppe.cli.sweep import run_demo
+
+        return run_demo(self, command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one model on all domains but one and test it on that one.
+
+      steppe train emoji --held-out line --algorithm disam --image-size 64
+      steppe train ./my-data --held-out hospital-3 --algorithm disam+sagm
+      steppe train --config run.toml --seed 1
+
+    A run that was stopped continues when the same command is given again.
+    """
+
+    dataset: Positional[str]
+    """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
+    held_out: str
+    """The domain that is not trained on."""
+    algorithm: str = "erm"
+    """One of erm sam asam gsam sagm disam, or a sum such as disam+sagm."""
+    seed: int = 0
+    """Decides split, new classifier, batches and augmentation."""
+    out: Path = Path("runs")
+    """The store of runs; this one's folder is printed at the end."""
+    config: Annotated[Path | None, unset("none")] = None
+    """TOML file with any of these options, e.g. a line `batch_per_domain = 8`; options given here go first."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+
+    def run(self, command: str) -> int:
+        """Train, print what came out."""
+        from steppe.cli.sweep import run_train
+
+        return run_train(self, command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Compare algorithms: leave out one domain after the other, several seeds.
+
+      steppe bench ./my-data
+      steppe bench emoji --algorithms erm sam disam disam+sagm --image-size 64
+      steppe bench ./my-data --held-out hospital-3 --seeds 5 --steps 1000
+      steppe bench --config sweep.toml
+
+    Prints a table and writes a page to look at. A finished run is never repeated:
+    the same command continues a sweep that was stopped, a longer one adds to it,
+    and several at a time share the work.
+    """
+
+    dataset: Positional[str]
+    """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
+    algorithms: tuple[str, ...] = ("erm", "sam", "disam")
+    """Any of erm sam asam gsam sagm disam, and sums such as disam+sagm."""
+    held_out: tuple[str, ...] = ("all",)
+    """Domains to leave out, one after the other."""
+    seeds: int = 3
+    """Repetitions."""
+    out: Path = Path("runs")
+    """The store of runs."""
+    config: Annotated[Path | None, unset("none")] = None
+    """TOML file with any of these options, e.g. a line `batch_per_domain = 8`; options given here go first."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+
+    def run(self, command: str) -> int:
+        """Train what is missing, print the table, write the page."""
+        from steppe.cli.sweep import run_bench
+
+        return run_bench(self, command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Show what a store of runs found.
+
+    Prints a table and writes one HTML page that works offline.
+
+      steppe report runs
+    """
+
+    runs: Positional[Path]
+    """The folder that steppe bench, train or demo wrote to."""
+    out: Annotated[Path | None, unset("report.html in that folder")] = None
+    """Where the page goes."""
+
+    def run(self, command: str) -> int:
+        """Print the table, write the page."""
+        from steppe.cli.sweep import run_report
+
+        return run_report(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataList:
+    """List the data sets that have a name, and whether they are here."""
+
+    def run(self, command: str) -> int:
+        """Print the table."""
+        from steppe.cli.data import run_list
+
+        return run_list()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFetch:
+    """Make a data set that does not come with steppe.
+
+    emoji is EmojiStyles with every code point; it is then opened as emoji-full.
+    Its packages come from npm, or from a folder of tarballs, and are checked.
+
+      steppe data fetch emoji
+    """
+
+    dataset: Positional[str] = "emoji"
+    """The set to make."""
+    out: Annotated[Path | None, unset("the cache, where emoji-full is looked for")] = None
+    """Where to."""
+    packages: Annotated[Path | None, unset("npm fetches them")] = None
+    """Folder with the packages' tarballs."""
+
+    def run(self, command: str) -> int:
+        """Fetch and say where it is."""
+        from steppe.cli.data import run_fetch
+
+        return run_fetch(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Open every picture of a data set and say what is wrong with it.
+
+      steppe data check ./my-data
+
+    Pictures that were found good and have not changed are not opened again.
+    """
+
+    dataset: Positional[str]
+    """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
+
+    def run(self, command: str) -> int:
+        """Print what is there and what is wrong."""
+        from steppe.cli.data import run_check
+
+        return run_check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSheet:
+    """Draw a contact sheet: one block a class, one row a domain.
+
+      steppe data sheet emoji
+      steppe data sheet ./my-data --per-class 10 --out sheet.png
+
+    Labels that are wrong and pictures that are cut off are seen at a glance.
+    """
+
+    dataset: Positional[str]
+    """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
+    out: Path = Path("sheet.png")
+    """The picture to write."""
+    classes: Annotated[tuple[str, ...], unset("all")] = ()
+    """Only these classes."""
+    domains: Annotated[tuple[str, ...], unset("all")] = ()
+    """Only these domains."""
+    per_class: int = 40
+    """Most pictures of a class in a domain."""
+
+    def run(self, command: str) -> int:
+        """Draw it and say where it is."""
+        from steppe.cli.data import run_sheet
+
+        return run_sheet(self)
+
+
+Command = Demo | Train | Bench | Report | DataList | DataFetch | DataCheck | DataSheet
+
+COMMANDS: dict[tuple[str, ...], type[Command]] = {
+    ("demo",): Demo,
+    ("bench",): Bench,
+    ("train",): Train,
+    ("report",): Report,
+    ("data", "list"): DataList,
+    ("data", "fetch"): DataFetch,
+    ("data", "check"): DataCheck,
+    ("data", "sheet"): DataSheet,
+}
+
+GROUPS: dict[str, str] = {"data": "List, fetch, check and look at data sets."}

@@ -1,0 +1,83 @@
+"""What `steppe data` does."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from steppe.cli.commands import DataCheck, DataFetch, DataSheet
+from steppe.data import check_dataset, contact_sheet, fetch_emoji, list_datasets, open_dataset
+from steppe.errors import unknown_name
+from steppe.training.files import make_directory, write_atomically
+
+FETCHABLE = ("emoji",)
+WRONG = 1
+
+
+def run_list() -> int:
+    """A table of the known sets."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "domains", "classes", "pictures", "status"):
+        justify: Literal["right", "left"] = "right" if heading in ("classes", "pictures") else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading != "status")
+    for row in list_datasets():
+        counts = ["" if count is None else f"{count:,}" for count in (row.classes, row.pictures)]
+        table.add_row(row.name, " ".join(row.domains), *counts, row.status)
+    console = Console()
+    console.print(table)
+    console.print("\nAnd any folder <domain>/<class>/<pictures>: steppe bench ./my-data", highlight=False)
+    return 0
+
+
+def run_fetch(options: DataFetch) -> int:
+    """Make the set and say where it is."""
+    if options.dataset not in FETCHABLE:
+        raise unknown_name("data set to fetch", options.dataset, FETCHABLE)
+    directory = fetch_emoji(options.out, options.packages)
+    spec = "emoji-full" if options.out is None else str(directory)
+    Console().print(f"made {directory}\nuse it: steppe bench {spec}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def run_check(options: DataCheck) -> int:
+    """What is in the set; what is wrong with it, a line each."""
+    console = Console()
+    problems = check_dataset(options.dataset, progress=console.is_terminal)
+    for problem in problems:
+        console.print(problem, highlight=False, soft_wrap=True)
+    if problems:
+        return WRONG
+    dataset = open_dataset(options.dataset, verify=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for domain in dataset.domains:
+        table.add_column(domain, justify="right")
+    counts = {domain: np.bincount(dataset.labels(domain), minlength=len(dataset.classes)) for domain in dataset.domains}
+    for label, name in enumerate(dataset.classes):
+        table.add_row(name, *(str(counts[domain][label]) for domain in dataset.domains))
+    table.add_section()
+    table.add_row("all", *(str(dataset.size(domain)) for domain in dataset.domains))
+    console.print(table)
+    console.print("\nevery picture can be read")
+    return 0
+
+
+def run_sheet(options: DataSheet) -> int:
+    """Draw the contact sheet into a file."""
+    dataset = open_dataset(options.dataset, verify=False)
+    sheet = contact_sheet(
+        dataset,
+        classes=options.classes or None,
+        domains=options.domains or None,
+        per_class=options.per_class,
+    )
+    content = io.BytesIO()
+    sheet.save(content, format="PNG")
+    make_directory(options.out.parent)
+    write_atomically(options.out, lambda file: file.write(content.getvalue()))
+    Console().print(f"{options.out} ({sheet.width} × {sheet.height} pixels)", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,171 @@
+"""What `steppe demo`, `train`, `bench` and `report` do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from steppe.benchmark.executor import InProcess
+from steppe.benchmark.presets import DEMO
+from steppe.benchmark.protocol import Job, jobs, leave_one_domain_out
+from steppe.benchmark.store import FAILURE, Status, Store, status
+from steppe.cli.commands import Bench, Demo, Report, Train
+from steppe.data import DomainDataset, open_dataset
+from steppe.report import load_runs, print_table, summarise, write_page
+from steppe.report.runs import Runs
+from steppe.training.config import RunConfig, Settings, run_name
+from steppe.training.machine import Machine
+from steppe.training.progress import Display
+from steppe.training.trainer import Trainer
+
+SOME_FAILED = 1
+
+
+def run_demo(options: Demo, command: str) -> int:
+    """The preset comparison on the embedded set."""
+    settings = DEMO.settings
+    if options.steps is not None:
+        settings = replace(
+            settings,
+            steps=options.steps,
+            eval_every=max(1, options.steps * settings.eval_every // settings.steps),
+            warmup=options.steps * settings.warmup // settings.steps,
+        )
+    return _sweep(
+        open_dataset(DEMO.dataset),
+        algorithms=DEMO.algorithms,
+        held_out=DEMO.held_out,
+        seeds=options.seeds,
+        settings=settings,
+        machine=options.machine,
+        out=options.out,
+        command=command,
+    )
+
+
+def run_bench(options: Bench, command: str) -> int:
+    """The comparison that was asked for."""
+    return _sweep(
+        open_dataset(options.dataset, progress=_console().is_terminal),
+        algorithms=options.algorithms,
+        held_out=options.held_out,
+        seeds=options.seeds,
+        settings=options.settings,
+        machine=options.machine,
+        out=options.out,
+        command=command,
+    )
+
+
+def run_train(options: Train, command: str) -> int:
+    """One run."""
+    console = _console()
+    fields = {name: getattr(options.settings, name) for name in Settings.__dataclass_fields__}
+    config = RunConfig(
+        dataset=options.dataset,
+        held_out=options.held_out,
+        algorithm=options.algorithm,
+        seed=options.seed,
+        **fields,
+    )
+    dataset = open_dataset(config.dataset, progress=console.is_terminal)
+    (job,) = jobs(Store(options.out), dataset, [config])
+    with Display(console) as display:
+        result = Trainer(
+            config, out=job.directory, dataset=dataset, machine=options.machine, report=display, command=command
+        ).fit()
+    content = result.content
+    console.print(
+        f"{content['algorithm']}, selected at step {content['selected_step']} of {content['steps']} "
+        f"by {100 * content['validation_accuracy']:.1f} % in validation"
+    )
+    console.print(f"  held out, {content['held_out']}: {100 * result.held_out_accuracy:.1f} %")
+    console.print(f"  in domain: {100 * result.in_domain_accuracy:.1f} %")
+    console.print(f"  {result.path}", soft_wrap=True)
+    return 0
+
+
+def run_report(options: Report) -> int:
+    """The table and the page of everything in a store."""
+    console = _console()
+    runs = load_runs(options.runs)
+    page = write_page(options.runs, options.out)
+    print_table(summarise(runs), console)
+    console.print(f"\npage: {page}", soft_wrap=True)
+    return 0
+
+
+def _sweep(
+    dataset: DomainDataset,
+    *,
+    algorithms: Sequence[str],
+    held_out: Sequence[str],
+    seeds: int,
+    settings: Settings,
+    machine: Machine,
+    out: Path,
+    command: str,
+) -> int:
+    console = _console()
+    configs = leave_one_domain_out(dataset, algorithms=algorithms, held_out=held_out, seeds=seeds, settings=settings)
+    store = Store(out)
+    planned = jobs(store, dataset, configs)
+    store.create()
+    _announce(console, dataset, planned)
+    missing = [job for job in planned if status(job.directory) != "finished"]
+    failed = False
+    with Display(console, runs=len(planned), done=len(planned) - len(missing)) as display:
+        for outcome in InProcess(dataset, machine, display, command).run(missing):
+            name = run_name(outcome.job.config)
+            if outcome.result is None:
+                failed = True
+                display.say(f"{name}: failed; {outcome.job.directory / FAILURE}")
+            else:
+                display.say(
+                    f"{name}: {100 * outcome.result.held_out_accuracy:.1f} % there, "
+                    f"{100 * outcome.result.in_domain_accuracy:.1f} % in domain"
+                )
+            display.run_over()
+    _show(console, store, planned)
+    return SOME_FAILED if failed else 0
+
+
+def _announce(console: Console, dataset: DomainDataset, planned: Sequence[Job]) -> None:
+    pictures = sum(dataset.size(domain) for domain in dataset.domains)
+    console.print(
+        f"{dataset.name}: {pictures} pictures of {len(dataset.classes)} classes in {len(dataset.domains)} domains "
+        f"({', '.join(dataset.domains)})"
+    )
+    counts = Counter(status(job.directory) for job in planned)
+    notes: dict[Status, str] = {
+        "finished": "finished already",
+        "partial": "to be continued",
+        "failed": "failed before and tried again",
+        "running": "at work in another process",
+    }
+    told = [f"{counts[state]} {note}" for state, note in notes.items() if counts[state]]
+    console.print(f"{len(planned)} runs" + (f", of which {', '.join(told)}" if told else ""), highlight=False)
+
+
+def _show(console: Console, store: Store, planned: Sequence[Job]) -> None:
+    """The table of these runs; the page of all runs in the store."""
+    found = load_runs(store.root)
+    mine = {job.directory for job in planned}
+    runs = Runs(
+        (run for run in found if run.path in mine),
+        root=found.root,
+        failures=[failure for failure in found.failures if failure.path in mine],
+        problems=[problem for problem in found.problems if problem.path.parent in mine],
+    )
+    console.print()
+    print_table(summarise(runs), console)
+    if found:
+        console.print(f"\npage: {write_page(store.root)}", soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console()

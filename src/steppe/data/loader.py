@@ -1,0 +1,188 @@
+"""Batches for training, the same number of pictures from every source domain, and batches for evaluation.
+
+A batch is made whole in one place, by a function of (seed, step): in this process, or in one of the workers of a
+single torch DataLoader that serves all domains. So a resumed run and another number of workers see the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from steppe.data.domains import DomainDataset, Indices
+from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
+from steppe.data.transforms import Transform
+from steppe.errors import SteppeError
+
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """A training batch; slots go domain by domain, in the order of the source domains."""
+
+    x: Tensor  # float32 [B, 3, S, S]
+    y: Tensor  # int64 [B]
+    domain: Tensor  # int64 [B], index into the source domains
+
+
+class Batches(Generic[T]):
+    """The batches ``make(number)`` for the given numbers, in order; every iteration starts anew.
+
+    With workers the batches are made ahead in that many processes, each with one thread; they end when the iteration
+    does, also when it is abandoned or raises.
+    """
+
+    def __init__(self, make: Callable[[int], T], numbers: range, workers: int) -> None:
+        if workers < 0:
+            raise SteppeError(f"the number of workers cannot be negative; got {workers}")
+        self._make = make
+        self._numbers = numbers
+        self._workers = min(workers, len(numbers))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[T]:
+        if not self._workers:
+            yield from map(self._make, self._numbers)
+            return
+        loader: DataLoader[T | _Failure] = DataLoader(
+            _Made(self._make),
+            batch_size=None,
+            sampler=self._numbers,
+            num_workers=self._workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # else a seed for the workers is drawn from the global generator
+        )
+        batches = iter(loader)
+        try:
+            for made in batches:
+                if isinstance(made, _Failure):
+                    raise SteppeError(made.message)
+                yield made
+        finally:
+            del batches  # DataLoader ends its workers when its iterator goes
+
+
+def balanced_loader(
+    dataset: DomainDataset,
+    train: Mapping[str, Indices],
+    *,
+    batch_per_domain: int,
+    start: int,
+    stop: int,
+    seed: int,
+    transform: Transform,
+    workers: int = 0,
+) -> Batches[Batch]:
+    """The training batches of steps ``start`` to ``stop - 1``, each with ``batch_per_domain`` pictures of every
+    domain.
+
+    Each domain goes through its own epochs, reshuffled by (seed, domain, epoch); a domain smaller than its part of
+    the batch gives pictures more than once. Before each picture is transformed the global generators are seeded by
+    (seed, step, slot), and after each batch they are put back.
+
+    Args:
+        train: source domain → indices of its training pictures; the order of the domains gives ``Batch.domain``.
+        transform: picture → float32 [3, S, S]; with workers it must be picklable on platforms that do not fork.
+
+    Raises:
+        SteppeError: no domain, an unknown one or one without pictures, numbers that make no sense, or (while iterating)
+            a picture that cannot be read any more.
+    """
+    if not 0 <= start <= stop:
+        raise SteppeError(f"steps go from a start that is not negative to a stop not before it; got {start} to {stop}")
+    for domain in train:
+        dataset.check_domain(domain)
+    order = BalancedOrder(train, batch_per_domain, seed)
+    return Batches(_TrainingBatch(dataset, order, tuple(train), transform), range(start, stop), workers)
+
+
+def evaluation_loader(
+    dataset: DomainDataset,
+    domain: str,
+    indices: Indices,
+    *,
+    batch_size: int,
+    transform: Transform,
+    workers: int = 0,
+) -> Batches[tuple[Tensor, Tensor]]:
+    """The pictures ``indices`` of ``domain`` in that order, as (x float32 [B, 3, S, S], y int64 [B]); the last B may
+    be smaller.
+
+    Raises:
+        SteppeError: unknown domain or a batch size below one, or (while iterating) a picture that cannot be read any
+            more.
+    """
+    dataset.check_domain(domain)
+    if batch_size < 1:
+        raise SteppeError(f"the batch size must be at least 1; got {batch_size}")
+    make = _EvaluationBatch(dataset, domain, np.asarray(indices, dtype=np.int64), batch_size, transform)
+    return Batches(make, range(-(-len(indices) // batch_size)), workers)
+
+
+class _TrainingBatch:
+    def __init__(
+        self, dataset: DomainDataset, order: BalancedOrder, domains: tuple[str, ...], transform: Transform
+    ) -> None:
+        self._dataset = dataset
+        self._order = order
+        self._transform = transform
+        self._labels = {domain: dataset.labels(domain) for domain in domains}
+        self._numbers = torch.arange(len(domains)).repeat_interleave(order.per_domain)
+        self._randomness = SlotRandomness(order.seed)
+
+    def __call__(self, step: int) -> Batch:
+        pictures = self._order.pictures(step)
+        inputs = []
+        with one_thread(), undisturbed_randomness():
+            for slot, (domain, index) in enumerate(pictures):
+                self._randomness.begin(step, slot)
+                inputs.append(self._transform(self._dataset.image(domain, index)))
+            x = default_collate(inputs)  # as torch.stack, but in a worker straight into shared memory
+        labels = [self._labels[domain][index] for domain, index in pictures]
+        return Batch(x, torch.tensor(labels), self._numbers.clone())
+
+
+class _EvaluationBatch:
+    def __init__(
+        self, dataset: DomainDataset, domain: str, indices: Indices, batch_size: int, transform: Transform
+    ) -> None:
+        self._dataset = dataset
+        self._domain = domain
+        self._indices = indices
+        self._batch_size = batch_size
+        self._transform = transform
+        self._labels = torch.from_numpy(dataset.labels(domain)[indices])
+
+    def __call__(self, number: int) -> tuple[Tensor, Tensor]:
+        part = slice(number * self._batch_size, (number + 1) * self._batch_size)
+        pictures = (self._dataset.image(self._domain, index) for index in self._indices[part].tolist())
+        with one_thread():
+            return default_collate([self._transform(picture) for picture in pictures]), self._labels[part].clone()
+
+
+class _Failure(NamedTuple):
+    """An error on its way out of a worker: raised there, it would arrive with the worker's traceback in its message."""
+
+    message: str
+
+
+class _Made(Dataset[T | _Failure]):
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+
+    def __getitem__(self, number: int) -> T | _Failure:
+        try:
+            return self._make(number)
+        except SteppeError as error:
+            return _Failure(str(error))
+
+
+def _as_it_is(made: T) -> T:
+    return made

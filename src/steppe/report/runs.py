@@ -1,0 +1,280 @@
+"""The store of runs as the report sees it: finished runs, counts of the others, and what could not be read.
+
+A run is a folder with ``config.json``; it is finished exactly when ``result.json`` is there. Only these two small
+files are read here, so that a store of thousands of runs opens in seconds; the rest is read when asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steppe.errors import SteppeError
+
+RESULT_VERSION = 1
+SEED_FIELDS = ("seed", "trial_seed")
+"""The fields of a config that say which repetition a run is; runs that differ in nothing else are averaged.
+"""
+
+NUMBER = (int, float)
+_RESULT_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "id": str,
+    "dataset": str,
+    "algorithm": str,
+    "held_out": str,
+    "answer": str,
+    "in_domain": str,
+    "seed": int,
+    "selected_step": int,
+    "accuracy": dict,
+    "counts": dict,
+    "held_out_accuracy": NUMBER,
+    "held_out_accuracy_all": NUMBER,
+    "in_domain_accuracy": NUMBER,
+    "validation_accuracy": NUMBER,
+    "seconds_per_step": NUMBER,
+}
+_FRACTIONS = ("held_out_accuracy", "held_out_accuracy_all", "in_domain_accuracy", "validation_accuracy")
+
+
+class UnreadableFile(SteppeError):
+    """A file of a run that is missing, broken, or does not fit the others; ``path`` names it."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the store that is not as it should be, or a run that failed: where, and what is wrong."""
+
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+    def below(self, root: Path) -> str:
+        """The same with the path as seen from ``root``, for what is passed on to others."""
+        return f"{Path(os.path.relpath(self.path, root)).as_posix()}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. Accuracies are fractions in [0, 1] of the selected checkpoint."""
+
+    path: Path
+    config: Mapping[str, Any] = field(repr=False)
+    result: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        return str(self.result["id"])
+
+    @property
+    def dataset(self) -> str:
+        return str(self.result["dataset"])
+
+    @property
+    def algorithm(self) -> str:
+        return str(self.result["algorithm"])
+
+    @property
+    def held_out(self) -> str:
+        return str(self.result["held_out"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.result["seed"])
+
+    @property
+    def repetition(self) -> tuple[Any, ...]:
+        """All the seeds of the run: what pairs it with the runs of other methods."""
+        return tuple(self.config.get(name) for name in SEED_FIELDS)
+
+    @property
+    def held_out_accuracy(self) -> float:
+        """On the held-out domain's split that answers the question (``answer``)."""
+        return float(self.result["held_out_accuracy"])
+
+    @property
+    def held_out_accuracy_all(self) -> float:
+        """On every picture of the held-out domain: the number that DomainBed would report."""
+        return float(self.result["held_out_accuracy_all"])
+
+    @property
+    def in_domain_accuracy(self) -> float:
+        """Mean over the source domains, on pictures that were neither trained on nor selected on."""
+        return float(self.result["in_domain_accuracy"])
+
+    @property
+    def seconds_per_step(self) -> float:
+        return float(self.result["seconds_per_step"])
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(self.result["accuracy"])
+
+    @property
+    def hardware(self) -> tuple[str, str]:
+        """Device and number of threads: seconds are comparable only where both are the same."""
+        return str(self.result.get("device", "unknown")), str(self.result.get("threads", "unknown"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, in order.
+
+        Raises:
+            UnreadableFile: the file cannot be read, or a line is not JSON (the message has path and line).
+        """
+        path = self.path / "metrics.jsonl"
+        lines = []
+        for number, line in enumerate(_read(path).splitlines(), start=1):
+            if line.strip():
+                record = _parse(path, line, f"line {number}: ")
+                if not isinstance(record, dict):
+                    raise UnreadableFile(path, f"line {number}: expected an object")
+                lines.append(record)
+        return lines
+
+    def predictions(self) -> dict[str, list[dict[str, Any]]]:
+        """Domain -> its predictions by the selected checkpoint.
+
+        A prediction has ``key``, ``index``, ``label``, ``predicted`` and ``confidence``.
+
+        Raises:
+            UnreadableFile: the file cannot be read or is not JSON.
+        """
+        path = self.path / "predictions.json"
+        content = _parse(path, _read(path))
+        if not isinstance(content, dict):
+            raise UnreadableFile(path, "expected an object with a list for each domain")
+        return content
+
+
+class Runs(list[Run]):
+    """The finished runs of a store, and honest counts of what else lies there.
+
+    Attributes:
+        root: the folder that was searched.
+        unfinished: folders of runs that were begun and neither finished nor failed.
+        failures: runs that stopped with an error and have not been finished since.
+        problems: files that could not be read or do not fit together; their runs are in none of the lists.
+    """
+
+    def __init__(
+        self,
+        runs: Iterable[Run] = (),
+        *,
+        root: Path | None = None,
+        unfinished: Iterable[Path] = (),
+        failures: Iterable[Problem] = (),
+        problems: Iterable[Problem] = (),
+    ) -> None:
+        super().__init__(runs)
+        self.root = root
+        self.unfinished = list(unfinished)
+        self.failures = list(failures)
+        self.problems = list(problems)
+
+
+def load_runs(root: Path | str) -> Runs:
+    """Every finished run below ``root``, in the order of their paths.
+
+    A file that cannot be read is not passed over in silence: it is listed, with its path, in ``problems``.
+
+    Raises:
+        SteppeError: ``root`` is not a folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise SteppeError(f"no folder of runs at {root}: give the folder that `steppe bench` or `steppe demo` wrote to")
+    found = Runs(root=root)
+    seen: dict[str, Path] = {}
+    for folder, names in _run_folders(root):
+        try:
+            if "result.json" in names:
+                run = _load(folder)
+                if run.id in seen:
+                    raise UnreadableFile(folder, f"the same run as {seen[run.id]}; counted once")
+                seen[run.id] = folder
+                found.append(run)
+            elif "failure.json" in names:
+                found.failures.append(_load_failure(folder))
+            else:
+                found.unfinished.append(folder)
+        except UnreadableFile as error:
+            found.problems.append(Problem(error.path, error.message))
+    return found
+
+
+def _run_folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
+    """The folders that hold a run, in the order of their paths; what lies below one is the run's own."""
+    for folder, subfolders, files in os.walk(root):
+        names = set(files)
+        if names & {"config.json", "result.json", "failure.json"}:
+            subfolders.clear()
+            yield Path(folder), names
+        subfolders.sort()
+
+
+def _load(folder: Path) -> Run:
+    result_path, config_path = folder / "result.json", folder / "config.json"
+    result, config = _read_object(result_path), _read_object(config_path)
+    version = result.get("version")
+    if version != RESULT_VERSION:
+        raise UnreadableFile(result_path, f"version {version!r}; this steppe reads version {RESULT_VERSION}")
+    for name, kind in _RESULT_FIELDS.items():
+        value = result.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UnreadableFile(result_path, f"field {name!r} is missing or of the wrong type ({value!r})")
+    for name in _FRACTIONS:
+        if not 0.0 <= result[name] <= 1.0:
+            raise UnreadableFile(result_path, f"{name} is {result[name]!r}, not a fraction between 0 and 1")
+    if not (math.isfinite(result["seconds_per_step"]) and result["seconds_per_step"] >= 0):
+        raise UnreadableFile(result_path, f"seconds_per_step is {result['seconds_per_step']!r}")
+    for name in ("dataset", "algorithm", "held_out", "seed"):
+        if config.get(name) != result[name]:
+            raise UnreadableFile(result_path, f"{name} is {result[name]!r} but {config.get(name)!r} in config.json")
+    split = result["accuracy"].get(result["held_out"])
+    value = split.get(result["answer"]) if isinstance(split, dict) else None
+    if not isinstance(value, NUMBER) or not math.isclose(value, result["held_out_accuracy"], abs_tol=1e-9):
+        raise UnreadableFile(
+            result_path,
+            f"held_out_accuracy is not the accuracy of {result['held_out']!r} on {result['answer']!r}",
+        )
+    return Run(path=folder, config=config, result=result)
+
+
+def _load_failure(folder: Path) -> Problem:
+    path = folder / "failure.json"
+    return Problem(folder, str(_read_object(path).get("error", "no error was recorded")))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UnreadableFile(path, "the file is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableFile(path, f"cannot be read ({error})") from error
+
+
+def _parse(path: Path, text: str, where: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UnreadableFile(path, f"{where}not valid JSON ({error})") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = _parse(path, _read(path))
+    if not isinstance(content, dict):
+        raise UnreadableFile(path, "expected an object")
+    return content

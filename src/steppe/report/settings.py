@@ -1,0 +1,64 @@
+"""Which runs may be averaged: those that differ in nothing but their seed; and names for the groups that remain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steppe.report.runs import SEED_FIELDS
+
+IDENTITY = ("dataset", "dataset_fingerprint", "algorithm", "held_out", *SEED_FIELDS)
+"""Fields of a config that the tables have a place for; everything else is a setting."""
+
+HYPER = "hyper"
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run, flat: its config without the identity, hyper-parameters as ``hyper.<name>``."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in IDENTITY:
+            continue
+        if name == HYPER and isinstance(value, Mapping):
+            flat.update({f"{HYPER}.{inner}": inner_value for inner, inner_value in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that every method has: all but its own hyper-parameters."""
+    return {name: value for name, value in settings.items() if not name.startswith(f"{HYPER}.")}
+
+
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """A canonical form: equal exactly for equal settings."""
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def differing(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings in which the groups differ (a missing one differs from any value), in order of appearance."""
+    names = dict.fromkeys(name for group in groups for name in group)
+    return [name for name in names if len({_comparable(group, name) for group in groups}) > 1]
+
+
+def label(algorithm: str, settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    """``disam`` or ``disam (rho=0.1, steps=300)``: the algorithm, and the settings that tell it from its kin."""
+    shown = [f"{short(name)}={plain(settings[name])}" for name in names if name in settings]
+    return f"{algorithm} ({', '.join(shown)})" if shown else algorithm
+
+
+def short(name: str) -> str:
+    return name.removeprefix(f"{HYPER}.")
+
+
+def plain(value: Any) -> str:
+    """A setting's value as a person would write it."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _comparable(group: Mapping[str, Any], name: str) -> str | None:
+    return json.dumps(group[name], sort_keys=True, default=str) if name in group else None

@@ -1,0 +1,152 @@
+"""The table in the terminal: made to be read at 80 columns, in several blocks where one would be too wide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from steppe.report.ranking import Answer, answer, percent, seconds, spread
+from steppe.report.runs import Problem, Runs
+from steppe.report.statistics import BASELINE, Comparison, Estimate, Method, Summary
+
+GAP = 2  # spaces between two columns: one of padding and the box's own
+LONGEST_NAME = 19  # a method's name longer than this is broken over lines
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, a text for each method, and which rows are the best in it."""
+
+    heading: str
+    cells: tuple[str, ...]
+    best: tuple[bool, ...]
+
+    @property
+    def width(self) -> int:
+        heading = max((cell_len(word) for word in self.heading.split()), default=0)
+        return max(heading, *(cell_len(cell) for cell in self.cells))
+
+
+def print_table(summary: Summary, console: Console) -> None:
+    """Prints each data set's table, its answer and what must be said with it; then what else the store holds."""
+    for number, comparison in enumerate(summary.comparisons):
+        if number:
+            console.print()
+        _print_comparison(comparison, console)
+    for line in store_notes(summary.runs):
+        console.print(Text(line, style="yellow"))
+
+
+def store_notes(runs: Runs, root: Path | None = None) -> list[str]:
+    """What the store holds besides finished runs: unfinished and failed ones, unreadable files.
+
+    Paths are as they were found, or as seen from ``root``.
+    """
+
+    def lines(title: str, problems: Sequence[Problem]) -> list[str]:
+        shown = [str(problem) if root is None else problem.below(root) for problem in problems]
+        return [title, *(f"  {line}" for line in shown)] if shown else []
+
+    notes = [] if runs else ["No finished runs."]
+    if runs.unfinished:
+        notes.append(f"{_count(len(runs.unfinished), 'run')} not finished; the same command continues.")
+    notes += lines(f"{_count(len(runs.failures), 'run')} failed:", runs.failures)
+    notes += lines("Could not be read, and is in no number above:", runs.problems)
+    return notes
+
+
+def _print_comparison(comparison: Comparison, console: Console) -> None:
+    result = answer(comparison)
+    title = Text.assemble(("Accuracy in % on the domain never seen in training", "bold"), f"   {comparison.name}")
+    console.print(title)
+    names = [method.name for method in comparison.methods]
+    for block in _blocks(names, _columns(comparison), console.width):
+        console.print()
+        console.print(_table(comparison.methods, block, result))
+    console.print()
+    console.print(Text(result.headline, style="bold"))
+    for caveat in result.caveats:
+        console.print(Padding(Text(caveat), (0, 0, 0, 2), expand=False))
+
+
+def _columns(comparison: Comparison) -> list[list[Column]]:
+    """The columns in groups that stay side by side: the accuracies one by one, what qualifies them together."""
+    methods = comparison.methods
+    groups = []
+    for domain in comparison.held_out:
+        groups.append([_accuracies(domain, [_held_out(method, domain) for method in methods])])
+    if len(comparison.held_out) > 1:
+        groups.append([_accuracies("average", [method.average for method in methods])])
+    groups.append([_accuracies("in-domain", [method.average_in_domain for method in methods])])
+    groups.append(
+        [
+            _accuracies("all pictures", [method.average_everything for method in methods]),
+            _plain("s/step", [_seconds(method) for method in methods]),
+            _plain("seeds", [method.seeds for method in methods]),
+        ]
+    )
+    return groups
+
+
+def _held_out(method: Method, domain: str) -> Estimate | None:
+    cell = method.cells.get(domain)
+    return cell.held_out if cell else None
+
+
+def _accuracies(heading: str, estimates: Sequence[Estimate | None]) -> Column:
+    shown = ["–" if item is None else spread(item) for item in estimates]
+    means = [None if item is None else float(percent(item.mean)) for item in estimates]
+    top = max((mean for mean in means if mean is not None), default=None)
+    several = len({mean for mean in means if mean is not None}) > 1
+    return Column(heading, tuple(shown), tuple(several and mean is not None and mean == top for mean in means))
+
+
+def _plain(heading: str, cells: Sequence[str]) -> Column:
+    return Column(heading, tuple(cells), (False,) * len(cells))
+
+
+def _seconds(method: Method) -> str:
+    if method.times_baseline is None or method.algorithm == BASELINE:
+        return seconds(method.seconds_per_step)
+    return f"{seconds(method.seconds_per_step)} ({method.times_baseline:.2f}×)"
+
+
+def _blocks(names: Sequence[str], groups: Sequence[Sequence[Column]], width: int) -> list[list[Column]]:
+    """The columns divided, in order, so that each part fits into ``width`` beside the methods' names."""
+    room = width - min(max(cell_len(name) for name in names), LONGEST_NAME) - 1
+    blocks: list[list[Column]] = [[]]
+    for group in groups:
+        parts = [group] if _width(group) <= room else [[column] for column in group]
+        for part in parts:
+            if blocks[-1] and _width(blocks[-1]) + _width(part) > room:
+                blocks.append([])
+            blocks[-1].extend(part)
+    return blocks
+
+
+def _width(columns: Sequence[Column]) -> int:
+    return sum(GAP + column.width for column in columns)
+
+
+def _table(methods: Sequence[Method], columns: Sequence[Column], result: Answer) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("", max_width=LONGEST_NAME, overflow="fold")
+    for column in columns:
+        table.add_column(Text(column.heading), justify="right", min_width=column.width, overflow="fold")
+    for row, method in enumerate(methods):
+        name = Text(method.name, style="bold" if method in result.best else "")
+        cells = [Text(column.cells[row], style="bold" if column.best[row] else "") for column in columns]
+        table.add_row(name, *cells)
+    return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,101 @@
+"""Measuring a model on every domain and split of a leave-one-domain-out experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from steppe.data.splits import Splits
+from steppe.tasks.classification import Predictions, predict
+
+Loader = Callable[[str, NDArray[np.int64]], Iterable[Sequence[Tensor]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says about every picture that any split contains, and the measures that follow.
+
+    Attributes:
+        indices: domain -> indices of its pictures, ascending.
+        predictions: domain -> predictions for them, in that order.
+        accuracy: domain -> split -> fraction of correct predictions, in [0, 1].
+        loss: domain -> split -> mean cross-entropy in nats.
+        validation_accuracy: mean over the source domains of the accuracy on their validation pictures.
+    """
+
+    indices: Mapping[str, NDArray[np.int64]]
+    predictions: Mapping[str, Predictions]
+    accuracy: dict[str, dict[str, float]]
+    loss: dict[str, dict[str, float]]
+    validation_accuracy: float
+
+    def rows(self, domain: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of ``predictions[domain]`` that belong to these pictures."""
+        return np.searchsorted(self.indices[domain], indices).astype(np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain containers."""
+        tables = {
+            domain: {
+                "indices": torch.from_numpy(self.indices[domain]),
+                "label": torch.from_numpy(p.label),
+                "predicted": torch.from_numpy(p.predicted),
+                "confidence": torch.from_numpy(p.confidence),
+                "loss": torch.from_numpy(p.loss),
+            }
+            for domain, p in self.predictions.items()
+        }
+        return {
+            "tables": tables,
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "validation_accuracy": self.validation_accuracy,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Evaluation:
+        """The evaluation that :meth:`state_dict` described."""
+        tables = {
+            domain: {name: tensor.numpy() for name, tensor in table.items()}
+            for domain, table in state["tables"].items()
+        }
+        return cls(
+            indices={domain: table.pop("indices") for domain, table in tables.items()},
+            predictions={domain: Predictions(**table) for domain, table in tables.items()},
+            accuracy=state["accuracy"],
+            loss=state["loss"],
+            validation_accuracy=state["validation_accuracy"],
+        )
+
+
+def evaluate(model: nn.Module, splits: Splits, loader: Loader, *, device: torch.device) -> Evaluation:
+    """Measure ``model`` on all splits of all domains; a picture that is in several splits is looked at once.
+
+    Args:
+        model: maps pictures to logits.
+        splits: which pictures there are.
+        loader: domain and indices -> batches of pictures and labels, in that order.
+        device: where the model is.
+    """
+    indices = {
+        domain: np.unique(np.concatenate([np.asarray(part) for part in parts.values()])).astype(np.int64)
+        for domain, parts in splits.evaluation.items()
+    }
+    predictions = predict(model, {domain: loader(domain, rows) for domain, rows in indices.items()}, device=device)
+    accuracy: dict[str, dict[str, float]] = {}
+    loss: dict[str, dict[str, float]] = {}
+    for domain, parts in splits.evaluation.items():
+        rows = {name: np.searchsorted(indices[domain], part) for name, part in parts.items()}
+        accuracy[domain] = {name: predictions[domain].accuracy(where) for name, where in rows.items()}
+        loss[domain] = {name: predictions[domain].mean_loss(where) for name, where in rows.items()}
+    validation = [
+        predictions[domain].accuracy(np.searchsorted(indices[domain], part))
+        for domain, part in splits.validation.items()
+    ]
+    return Evaluation(indices, predictions, accuracy, loss, float(np.mean(validation)))

@@ -1,0 +1,294 @@
+"""The loop: from a config to the files of a finished run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steppe.data import DomainDataset, open_dataset
+from steppe.data.loader import Batch, balanced_loader, evaluation_loader
+from steppe.data.splits import make_splits
+from steppe.data.transforms import eval_transform, train_transform
+from steppe.errors import SteppeError
+from steppe.training.checkpoints import CorruptCheckpointError, all_finite, load_checkpoint, save_checkpoint
+from steppe.training.config import RunConfig, config_id, run_name
+from steppe.training.evaluation import Evaluation, evaluate
+from steppe.training.files import make_directory, remove_leftovers, run_lock, write_json
+from steppe.training.interruption import Interruption
+from steppe.training.losses import ADVICE, NonFiniteLossError
+from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
+from steppe.training.metrics import MetricsLog
+from steppe.training.progress import Report, Silent
+from steppe.training.results import (
+    RESULT,
+    Result,
+    measures,
+    read_result,
+    write_predictions,
+    write_result,
+    write_weights,
+)
+from steppe.training.session import Session
+from steppe.training.stopwatch import Stopwatch
+
+EVALUATION_BATCH = 64
+"""Pictures in a batch of an evaluation: DomainBed's. Fixed, because it may change the last bits of a loss."""
+
+
+class Trainer:
+    """Trains one run and writes its files.
+
+    The same call on a directory that holds a part of the run continues it, and ends with the same bits as if it had
+    never stopped; on a finished run it returns the result at once.
+
+    ::
+
+        config = steppe.training.RunConfig(dataset="emoji", held_out="line", algorithm="disam", steps=200)
+        result = steppe.Trainer(config, out="runs/mine").fit()
+        print(result.held_out_accuracy)
+
+    Args:
+        config: what is trained.
+        out: the directory of this run.
+        dataset: the opened data set, where its pictures have been checked already; otherwise ``config.dataset`` is
+            opened and every picture is checked first.
+        machine: device, threads and loading processes.
+        report: what to show meanwhile.
+        command: the command line to put down in ``result.json``; by default this process's.
+
+    Raises:
+        SteppeError: the data set, the split or a setting is not usable (before anything is written).
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        out: Path | str,
+        dataset: DomainDataset | None = None,
+        machine: Machine | None = None,
+        report: Report | None = None,
+        command: str | None = None,
+    ) -> None:
+        self.config = config
+        self.out = Path(out)
+        self.machine = machine or Machine()
+        self.report = report or Silent()
+        self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        if dataset is None:
+            dataset = open_dataset(config.dataset)
+        self.dataset = dataset
+        self.splits = make_splits(
+            dataset, config.held_out, protocol=config.split, trial_seed=config.seed, holdout=config.holdout
+        )
+        self.canonical = config.canonical(
+            dataset=dataset.name, fingerprint=dataset.fingerprint(), split=self.splits.protocol
+        )
+        self.id = config_id(self.canonical)
+        self._saved_step: int | None = None
+
+    def fit(self) -> Result:
+        """Train until the run is finished.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite; names step, domain and learning rate. The last good
+                checkpoint is kept.
+            OutputError: the directory is read-only or full.
+            RunLockedError: another process is training this run.
+            SteppeError: the directory holds another run.
+            Interrupted: a signal asked to stop; a checkpoint was written (unless in the middle of an evaluation, where
+                the one before it stays).
+        """
+        with run_lock(make_directory(self.out)):
+            finished = read_result(self.out)
+            self._check_same_run()
+            if finished is not None:
+                self._state_path.unlink(missing_ok=True)
+                return finished
+            remove_leftovers(self.out)
+            engine = accelerator(self.machine, self.config.precision)
+            with Interruption() as interruption, reproducible(self.machine, engine.device):
+                session, length = self._begin(engine)
+                write_json(self.out / "config.json", self.canonical)
+                self.report.begin(run_name(self.config), step=session.step, total=self.config.steps)
+                with MetricsLog(self.out / "metrics.jsonl", length) as metrics:
+                    self._train(session, metrics, interruption)
+                return self._finish(session)
+
+    # --- the loop ---
+
+    def _train(self, session: Session, metrics: MetricsLog, interruption: Interruption) -> None:
+        config, every = self.config, self.machine.checkpoint_every
+        loss = math.nan
+        watch = Stopwatch()
+        for batch in self._batches(session):
+            session.make_step(batch)
+            step = session.step
+            evaluates = step % config.eval_every == 0 or step == config.steps
+            logs = evaluates or step % config.log_every == 0
+            saves = evaluates or interruption.requested or (every is not None and step % every == 0)
+            if logs or saves:
+                session.losses.check(step, kept=self._kept)  # waits for the device, so that the time below is true
+            session.losses.seconds += watch.lap()
+            if logs:
+                line = session.losses.drain()
+                loss = line["loss"]
+                session.step_seconds.append(line["seconds"])
+                metrics.write({"kind": "train", "step": step, **line})
+            self.report.advance(step, loss)
+            if saves:
+                self._check_weights(session)
+            if evaluates:
+                evaluation = self._evaluate(session, interruption)
+                session.selection.consider(step, evaluation, session.model)
+                measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+                metrics.write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
+                self.report.evaluated(step, evaluation.validation_accuracy, loss, session.step_seconds[-1])
+            if saves:
+                session.seconds += watch.total()
+                self._save(session, metrics)
+                interruption.check()
+            watch.lap()
+        session.seconds += watch.total()
+
+    def _batches(self, session: Session) -> Iterable[Batch]:
+        config, model = self.config, session.model
+        return balanced_loader(
+            self.dataset,
+            self.splits.train,
+            batch_per_domain=config.batch_per_domain,
+            start=session.step,
+            stop=config.steps,
+            seed=config.seed,
+            transform=train_transform(config.image_size, model.mean, model.std),
+            workers=self.machine.loader_workers(session.device),
+        )
+
+    def _evaluate(self, session: Session, interruption: Interruption) -> Evaluation:
+        model = session.model
+        transform = eval_transform(self.config.image_size, model.mean, model.std)
+        workers = self.machine.loader_workers(session.device)
+
+        def loader(domain: str, indices: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
+            batches = evaluation_loader(
+                self.dataset, domain, indices, batch_size=EVALUATION_BATCH, transform=transform, workers=workers
+            )
+            return interruption.watch(batches)
+
+        evaluation = evaluate(model, self.splits, loader, device=session.device)
+        broken = tuple(
+            domain for domain, losses in evaluation.loss.items() if not all(map(math.isfinite, losses.values()))
+        )
+        if broken:
+            self._stop(session, f"the loss on {', '.join(broken)} is not finite in the evaluation", broken)
+        return evaluation
+
+    def _check_weights(self, session: Session) -> None:
+        if not all_finite(session.trained_state()):
+            self._stop(session, "weights or optimizer state are not finite", session.losses.domains)
+
+    def _stop(self, session: Session, what: str, domains: tuple[str, ...]) -> NoReturn:
+        lr = session.last_lr
+        raise NonFiniteLossError(
+            f"{what} after step {session.step}, at learning rate {lr:g}; {self._kept}. {ADVICE}",
+            step=session.step,
+            domains=domains,
+            lr=lr,
+        )
+
+    # --- files ---
+
+    @property
+    def _state_path(self) -> Path:
+        return self.out / "state.pt"
+
+    @property
+    def _kept(self) -> str:
+        if self._saved_step is None:
+            return "no checkpoint had been written yet"
+        return f"the last good checkpoint, of step {self._saved_step}, is kept in {self._state_path}"
+
+    def _check_same_run(self) -> None:
+        path = self.out / "config.json"
+        if not path.exists():
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SteppeError(f"cannot read {path} ({error}); delete {self.out} to train the run again") from error
+        if found != self.canonical:
+            names = sorted(found.keys() | self.canonical.keys())
+            differ = ", ".join(name for name in names if found.get(name) != self.canonical.get(name))
+            raise SteppeError(f"{self.out} holds another run (it differs in {differ}): choose another directory")
+
+    def _begin(self, engine: Accelerator) -> tuple[Session, int]:
+        """The session to go on with, and how much of the metrics file belongs to it."""
+        session = self._new_session(engine)
+        metrics = self.out / "metrics.jsonl"
+        try:
+            state = load_checkpoint(self._state_path, run=self.id, metrics=metrics)
+            if state is None:
+                return session, 0
+            try:
+                session.load_state_dict(state)
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                raise CorruptCheckpointError(self._state_path, f"{type(error).__name__}: {error}") from error
+        except CorruptCheckpointError as error:
+            self.report.say(f"warning: {error}; the run starts again from the beginning")
+            return self._new_session(engine), 0
+        self._saved_step = session.step
+        return session, int(state["metrics_bytes"])
+
+    def _new_session(self, engine: Accelerator) -> Session:
+        set_seed(self.config.seed)
+        return Session(self.config, engine, classes=len(self.dataset.classes), domains=tuple(self.splits.train))
+
+    def _save(self, session: Session, metrics: MetricsLog) -> None:
+        state = {"id": self.id, "metrics_bytes": metrics.sync(), **session.state_dict()}
+        save_checkpoint(self._state_path, state)
+        self._saved_step = session.step
+
+    def _finish(self, session: Session) -> Result:
+        selection = session.selection
+        evaluation = selection.evaluation
+        assert evaluation is not None, "the last step evaluates"
+        write_weights(self.out / "model.safetensors", selection.weights, self.canonical)
+        write_predictions(self.out / "predictions.json", self.dataset, self.splits, evaluation)
+        write_result(
+            self.out / RESULT,
+            {
+                "id": self.id,
+                "dataset": self.dataset.name,
+                "dataset_spec": self.dataset.spec,
+                "algorithm": self.canonical["algorithm"],
+                "held_out": self.config.held_out,
+                "seed": self.config.seed,
+                "selected_step": selection.step,
+                **measures(self.splits, evaluation),
+                "seconds_per_step": statistics.median(session.step_seconds),
+                "seconds": session.seconds,
+                "steps": self.config.steps,
+                "parameters": session.parameters,
+                "command": self.command,
+                "versions": versions(),
+                "device": describe(session.device),
+                "threads": torch.get_num_threads(),
+            },
+        )
+        self._state_path.unlink(missing_ok=True)
+        result = read_result(self.out)
+        assert result is not None
+        return result

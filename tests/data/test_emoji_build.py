@@ -204,7 +204,7 @@ def test_output_that_cannot_be_written(packages: Path, tmp_path: Path) -> None:
 
 def test_without_npm(packages: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SteppeError, match=r"npm is not installed: install Node\.js, .* --from FOLDER"):
+    with pytest.raises(SteppeError, match=r"npm is not installed: install Node\.js, .* --packages FOLDER"):
         fetch_emoji()
 
 
@@ -229,7 +229,7 @@ class TestNpm:
 
     def test_failure_shows_what_npm_said(self, packages: Path, tmp_path: Path, monkeypatch) -> None:
         fake_npm(tmp_path, monkeypatch, 'echo "npm error code ENOTFOUND" >&2\nexit 1\n')
-        with pytest.raises(SteppeError, match=r"(?s)`npm pack @lobehub.*ENOTFOUND.*--from FOLDER"):
+        with pytest.raises(SteppeError, match=r"(?s)`npm pack @lobehub.*ENOTFOUND.*--packages FOLDER"):
             fetch_emoji()
 
 

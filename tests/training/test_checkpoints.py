@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +211,37 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_file(drawings: Path,
     assert "no space left" in answer
     assert state.read_bytes() == before
     assert not list(run.glob(".*.part"))
+    Trainer(config, out=run, command="test").fit()
+    assert outputs(run) == outputs(tmp_path / "whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB: room for one checkpoint of these runs, not for the next beside it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a file system can be mounted by root only")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_file_system_without_space(drawings: Path, tmp_path: Path, small_disk: Path) -> None:
+    config = small_config(drawings)
+    Trainer(config, out=tmp_path / "whole", command="test").fit()
+    run = small_disk / "run"
+    with pytest.raises(OutputError, match=r"No space left on device.*no space left: free some"):
+        Trainer(config, out=run).fit()
+    assert not list(run.glob(".*.part"))
+    kept = (run / "state.pt").read_bytes()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OutputError, match="it is read-only"):
+        Trainer(config, out=run).fit()
+    subprocess.run(["mount", "-o", "remount,rw,size=30m", str(small_disk)], check=True)
+    assert (run / "state.pt").read_bytes() == kept
     Trainer(config, out=run, command="test").fit()
     assert outputs(run) == outputs(tmp_path / "whole")
 

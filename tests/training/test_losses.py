@@ -61,3 +61,12 @@ def test_the_window_survives_a_checkpoint() -> None:
     for losses in (restored, other):
         step(losses, [0.1, 0.2, 0.3, 0.4, 0.5])
     assert restored.drain() == other.drain()
+
+
+def test_under_a_scaler_an_overflowing_climb_is_the_scaler_s_business() -> None:
+    losses = LossWindow(("noto", "line"), torch.device("cpu"), scaled=True)
+    step(losses, [1.0] * 5, [math.nan] * 5)
+    losses.check(1, kept="")
+    step(losses, [math.nan] * 5, [1.0] * 5)
+    with pytest.raises(NonFiniteLossError, match="step 2 in domain noto"):
+        losses.check(2, kept="")

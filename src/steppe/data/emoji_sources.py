@@ -102,7 +102,7 @@ def _npm_pack(package: Package, folder: Path) -> None:
     npm = shutil.which("npm")
     elsewhere = (
         "or put the tarballs that `npm pack` makes elsewhere in a folder and name it: "
-        "`steppe data fetch emoji --from FOLDER`"
+        "`steppe data fetch emoji --packages FOLDER`"
     )
     if npm is None:
         raise SteppeError(

@@ -36,10 +36,13 @@ class LossWindow:
     Args:
         domains: names of the source domains; a batch's domain index points into them.
         device: where the losses are.
+        scaled: a ``GradScaler`` is in use. It skips a step whose climb overflowed, so the loss at w + ε may be NaN
+            then, and is not watched.
     """
 
-    def __init__(self, domains: Sequence[str], device: torch.device) -> None:
+    def __init__(self, domains: Sequence[str], device: torch.device, *, scaled: bool = False) -> None:
         self.domains = tuple(domains)
+        self._scaled = scaled
         self._ids = torch.arange(len(self.domains), device=device)[:, None]
         self._passes: list[Tensor] = []
         self._rows: list[Tensor] = []
@@ -52,6 +55,8 @@ class LossWindow:
 
     def see(self, losses: Tensor, domain: Tensor) -> None:
         """Take in one pass of the current step: losses ``[N]`` and domain indices ``[N]``, every domain present."""
+        if self._scaled and self._passes:
+            return
         mask = domain[None, :] == self._ids
         # where(), not a product: NaN in one domain must not spread to the others' sums.
         sums = torch.where(mask, losses.detach().float()[None, :], 0.0).sum(1)

@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from steppe import __version__
 from steppe.errors import SteppeError
 from steppe.training.config import unset
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-PACKAGES = ("steppe", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,10 @@ def describe(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Package -> installed version, with Python's own and the operating system's."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {"steppe": __version__}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):  # put on the path without being installed
+            found[name] = importlib.metadata.version(name)
     return {**found, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -24,7 +25,7 @@ class Report(Protocol):
         """A run starts, or goes on from ``step``."""
 
     def advance(self, step: int, loss: float) -> None:
-        """So many steps are made; the mean loss of late."""
+        """So many steps are made; the mean loss of late (NaN before the first line of the log)."""
 
     def evaluated(self, step: int, validation: float, loss: float, seconds: float) -> None:
         """An evaluation is made: mean validation accuracy, training loss, seconds per step of late."""
@@ -106,7 +107,8 @@ class Display:
     def advance(self, step: int, loss: float) -> None:
         """So many steps are made; the mean loss of late."""
         if self._run is not None:
-            self._bars.update(self._run, completed=step, note=f"loss {loss:.3f}")
+            note = f"loss {loss:.3f}" if math.isfinite(loss) else ""
+            self._bars.update(self._run, completed=step, note=note)
 
     def evaluated(self, step: int, validation: float, loss: float, seconds: float) -> None:
         """An evaluation is made."""

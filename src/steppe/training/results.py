@@ -61,7 +61,7 @@ def read_result(directory: Path) -> Result | None:
     path = directory / RESULT
     try:
         return Result(directory, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise SteppeError(f"cannot read {path} ({error}); delete it to train the run again") from error

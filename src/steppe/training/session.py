@@ -50,7 +50,7 @@ class Session:
         self.optimizer = recipe.build(self.base, self.model, recipe.hyper(config.hyper))
         self.scheduler = scheduler(config, self.base)
         self.scaler: torch.amp.GradScaler | None = accelerator.scaler
-        self.losses = LossWindow(domains, self.device)
+        self.losses = LossWindow(domains, self.device, scaled=self.scaler is not None)
         self.selection = TrainingDomainValidation()
         self.step = 0
         self.seconds = 0.0

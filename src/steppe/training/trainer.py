@@ -56,7 +56,9 @@ class Trainer:
 
     ::
 
-        config = steppe.training.RunConfig(dataset="emoji", held_out="line", algorithm="disam", steps=200)
+        from steppe.training import RunConfig
+
+        config = RunConfig(dataset="emoji", held_out="line", algorithm="disam", image_size=64, steps=200)
         result = steppe.Trainer(config, out="runs/mine").fit()
         print(result.held_out_accuracy)
 
@@ -183,8 +185,10 @@ class Trainer:
         workers = self.machine.loader_workers(session.device)
 
         def loader(domain: str, indices: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
+            # A process takes longer to start than a few batches take to load.
+            helpers = min(workers, len(indices) // (8 * EVALUATION_BATCH))
             batches = evaluation_loader(
-                self.dataset, domain, indices, batch_size=EVALUATION_BATCH, transform=transform, workers=workers
+                self.dataset, domain, indices, batch_size=EVALUATION_BATCH, transform=transform, workers=helpers
             )
             return interruption.watch(batches)
 

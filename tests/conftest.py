@@ -24,3 +24,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     directory = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("STEPPE_CACHE", str(directory))
     return directory
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real pictures in the layout of a folder data set: a part of EmojiStyles, written as files."""
+    from small_runs import export_drawings
+
+    return export_drawings(tmp_path_factory.mktemp("sets") / "drawings")

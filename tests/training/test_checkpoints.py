@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def test_a_read_only_directory(drawings: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     out.mkdir()
     for parent in (*out.parents, *drawings.parents):  # the child may not be root: let it get here, and read
-        if parent.stat().st_uid == out.stat().st_uid and parent.is_relative_to(tmp_path.parents[1]):
+        if parent.stat().st_uid == out.stat().st_uid and parent != Path(tempfile.gettempdir()):
             parent.chmod(0o755)
     out.chmod(0o555)
     answer = send_and_receive(train_as_nobody, small_config(drawings), out / "mine")

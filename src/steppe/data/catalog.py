@@ -83,7 +83,11 @@ def _open(spec: str | Path) -> DomainDataset:
     if isinstance(spec, str) and spec in _NAMED:
         return _NAMED[spec]()
     path = Path(spec).expanduser()
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise SteppeError(f"cannot read {path.absolute()}: {error.strerror}") from error
+    if not exists:
         text = os.fspath(spec)
         if isinstance(spec, Path) or os.sep in text or text in (".", ".."):
             raise SteppeError(f"there is no folder {path.absolute()}")

@@ -56,7 +56,10 @@ class EmojiStyles(DomainDataset):
         SteppeError: there is no complete set in ``directory``, or (on first use) a sheet is not the manifest's.
     """
 
-    licence = "MIT (fluent), Apache-2.0 (noto), CC BY 4.0 (twemoji), CC BY-SA 4.0 (line)"
+    licence = (
+        "fluent: Microsoft, MIT; noto: Google, Apache-2.0; twemoji: Twitter and contributors, CC BY 4.0; "
+        "line: the OpenMoji project, CC BY-SA 4.0"
+    )
 
     def __init__(self, directory: Path, *, name: str, spec: str, remedy: str) -> None:
         self.name = name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +67,12 @@ class ImageFolders(DomainDataset):
 
         Not over times or sizes: a copy of the folder on another machine is the same data, and a picture that was
         replaced by another of equal size is not. Contents are read once, when the pictures are checked, and
-        remembered.
+        remembered; what this object found first it keeps to.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         records = survey(self.root, self.files())
         content = "".join(f"{file}\0{records[file].digest}\n" for file in self.files())
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -45,7 +45,8 @@ class Session:
             frozen_batch_norm=config.frozen_batch_norm,
             image_size=config.image_size,
         )
-        self.model: Classifier = accelerator.prepare(model)
+        # Convolutions of this layout take about half the time on a CPU, and use the tensor cores of a GPU.
+        self.model: Classifier = accelerator.prepare(model.to(memory_format=torch.channels_last))
         self.base = base_optimizer(config, self.model)
         self.optimizer = recipe.build(self.base, self.model, recipe.hyper(config.hyper))
         self.scheduler = scheduler(config, self.base)

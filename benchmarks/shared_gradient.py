@@ -2,10 +2,10 @@
 
     python benchmarks/shared_gradient.py            # some ten minutes on two cores
 
-GSAM's and SAGM's descents need g = ∇L(w); DISAM's climb has a = ∇(L − λ Var) only. Exact (``shared=False``) takes one
-more pass, 3 in all; ``shared=True`` takes a for g. Measured on EmojiStyles (EfficientNet-Lite0 at 64 × 64, 3 × 8
-pictures, `line` held out, strict split), for two values of λ: the cosine between a and g and their relative distance along the
-exact path, the seconds per step, and the accuracy at the end, in domain and held out, over seeds.
+GSAM's and SAGM's descents need g = ∇L(w); DISAM's climb has a = ∇(L − λ Var) only. Exact (``shared=False``) takes
+one more pass, 3 in all; ``shared=True`` takes a for g. Measured on EmojiStyles (EfficientNet-Lite0 at 64 × 64, 3 × 8
+pictures, `line` held out, strict split), for two values of λ: the cosine between a and g and their relative distance
+along the exact path, the seconds per step, and the accuracy at the end, in domain and held out, over seeds.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def compare_gradients(model: Classifier, batch: Batch, lam: float) -> tuple[floa
     """cos(a, g) and ‖a − g‖/‖g‖ at the present weights, leaving gradients and running statistics as they are."""
     was = {name: buffer.clone() for name, buffer in model.named_buffers()}
     losses = cross_entropy(model(batch.x), batch.y, reduction="none")
-    for name, buffer in model.named_buffers():
-        buffer.copy_(was[name])
     coefficients = steppe.DomainVariance(lam).coefficients(losses.detach(), batch.domain)
     g, a = flat_gradient(losses.mean(), model), flat_gradient((coefficients * losses).sum(), model)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(was[name])
     return torch.cosine_similarity(a, g, dim=0).item(), ((a - g).norm() / g.norm()).item()
 
 

@@ -13,6 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import steppe
+
+MAKERS: dict[str, Callable[..., steppe.SharpnessAware]] = {
+    "sam": steppe.SAM,
+    "asam": steppe.ASAM,
+    "gsam": steppe.GSAM,
+    "sagm": steppe.SAGM,
+    "disam": steppe.DISAM,
+    "disam+sagm": lambda base, **parts: steppe.DISAM(base, descent=steppe.GradientMatching(), **parts),
+}
+"""The named methods, and a sum that takes three passes."""
+
 
 @dataclass
 class Problem:

@@ -7,22 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from problems import Oracle, batches, network, weights
+from problems import MAKERS, Oracle, batches, network, weights
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import steppe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-MAKERS = {
-    "sam": steppe.SAM,
-    "asam": steppe.ASAM,
-    "gsam": steppe.GSAM,
-    "sagm": steppe.SAGM,
-    "disam": steppe.DISAM,
-    "disam+sagm": lambda base, **kw: steppe.DISAM(base, descent=steppe.GradientMatching(), **kw),
-}
 
 
 @contextmanager

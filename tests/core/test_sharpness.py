@@ -9,20 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import batches, losses_of, network, weights
+from problems import MAKERS, batches, losses_of, network, weights
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import steppe
 
-MAKERS = {
-    "sam": steppe.SAM,
-    "asam": steppe.ASAM,
-    "gsam": steppe.GSAM,
-    "sagm": steppe.SAGM,
-    "disam": steppe.DISAM,
-    "disam+sagm": lambda base, **kw: steppe.DISAM(base, descent=steppe.GradientMatching(), **kw),
-}
 method = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 

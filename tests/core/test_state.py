@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import batches, losses_of, network, weights
+from problems import MAKERS, batches, losses_of, network, weights
 
 import steppe
 
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-4),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
-}
-METHODS = {
-    "sam": steppe.SAM,
-    "asam": steppe.ASAM,
-    "gsam": steppe.GSAM,
-    "sagm": steppe.SAGM,
-    "disam": steppe.DISAM,
-    "disam+sagm": lambda b: steppe.DISAM(b, descent=steppe.GradientMatching()),
 }
 
 
@@ -42,13 +34,13 @@ def run(optimizer, model, problems) -> None:
 
 CONTINUE = """
 import sys, torch
-from problems import batches, network
-from test_state import BASES, METHODS, run
+from problems import MAKERS, batches, network
+from test_state import BASES, run
 torch.set_num_threads(1)
 path, base, method = sys.argv[1:]
 saved = torch.load(path, weights_only=True)
 model = network(seed=5)
-optimizer = METHODS[method](BASES[base](model.parameters()))
+optimizer = MAKERS[method](BASES[base](model.parameters()))
 model.load_state_dict(saved["model"])
 optimizer.load_state_dict(saved["optimizer"])
 run(optimizer, model, batches(20)[10:])
@@ -58,11 +50,11 @@ torch.save(model.state_dict(), path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MAKERS)
 def test_resuming_in_a_new_process_is_bit_identical(base, method, tmp_path: Path) -> None:
     problems = batches(20)
     model = network()
-    optimizer = METHODS[method](BASES[base](model.parameters()))
+    optimizer = MAKERS[method](BASES[base](model.parameters()))
     run(optimizer, model, problems[:10])
     path = tmp_path / "state.pt"
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)

@@ -14,6 +14,8 @@ import steppe
 
 PROGRAM = """
 import sys, torch, steppe
+from steppe import *
+assert SAM is steppe.SAM
 model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
 for make in (steppe.SAM, steppe.ASAM, steppe.GSAM, steppe.SAGM, steppe.DISAM):
     optimizer = make(torch.optim.AdamW(model.parameters(), lr=0.1), model=model)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from steppe.parts import Parts
     from steppe.radii import Constant, Proportional, Radius
     from steppe.sharpness import SharpnessAware
-    from steppe.training.trainer import Trainer
+    from steppe.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
 
@@ -49,9 +49,9 @@ __all__ = [
     "GradientMatching",
     "parameter_groups",
     "domain_means",
-    "Trainer",
     "SteppeError",
 ]
+# Trainer and data are public too, but a star import must work where only torch is installed.
 
 _HOMES = {
     "sharpness": ("SharpnessAware",),
@@ -85,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "data"})
+    return sorted({*globals(), *__all__})

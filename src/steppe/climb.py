@@ -31,6 +31,7 @@ class Climb:
         self._radii: list[float | Tensor] = []
         self._rounding: dict[str, Tensor] = {}
         self._checked_rounding = climb_dtype is not None
+        self.dtype = climb_dtype
 
     @torch.no_grad()
     def to(
@@ -51,7 +52,7 @@ class Climb:
             geometry: P.
             names: the parameters' names, as far as known.
             retreat: α.
-            gradient: g, read only where α is not 0.
+            gradient: g, read only where α is not 0; what has none counts as 0.
             inverse_scale: 1/S where the gradients are scaled by S.
             diagnose: measure the realised ε.
         """
@@ -72,7 +73,9 @@ class Climb:
                 intended += [widen(g) * scale for g in leaves.gradients]
             self._displacement.add(leaves.weights, leaves.gradients, scale)
         if retreat:
-            back = [gradient[w] if inverse_scale is None else gradient[w] * inverse_scale for w in weights]
+            back = [gradient[w] if w in gradient else torch.zeros_like(w) for w in weights]
+            if inverse_scale is not None:
+                back = [g * inverse_scale for g in back]
             if measure:
                 intended = [e - retreat * widen(g) for e, g in zip(intended, back, strict=True)]
             self._displacement.add(weights, back, -retreat)
@@ -101,6 +104,8 @@ class Climb:
         gradients = [p.grad for p in weights]
         if any(g.is_sparse for g in gradients):
             raise RuntimeError("sparse gradients cannot be climbed: build the embedding with sparse=False")
+        if any(w.is_complex() for w in weights):
+            raise RuntimeError("complex parameters cannot be climbed: hold them as real pairs (torch.view_as_real)")
         scratch = self._displacement.scratch(weights)
         return Leaves([names.get(p) for p in weights], weights, gradients, scratch, self._inverse_scale)
 

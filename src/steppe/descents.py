@@ -13,19 +13,16 @@ Inner = Callable[[list[Tensor], list[Tensor]], Tensor]
 
 @runtime_checkable
 class Descent(Protocol):
-    """The fourth of the four parts. Write your own by giving a class these members."""
+    """The fourth of the four parts. Write your own by giving a class this method.
 
-    @property
-    def keeps_gradient(self) -> bool:
-        """Whether g = ∇L(w) is needed after the climb (one more copy of the weights' size)."""
+    It may also have
 
-    @property
-    def shared(self) -> bool:
-        """Whether the climb's gradient may stand for g where the objective is not the plain mean loss."""
-
-    @property
-    def retreat(self) -> float:
-        """α ≥ 0 of a perturbation ε − α g that the method shortens by a part of g; 0 for most."""
+    - ``keeps_gradient: bool`` (default false): whether g = ∇L(w) is needed after the climb, which takes one more copy
+      of the weights' size;
+    - ``shared: bool`` (default false): whether the climb's gradient may stand for g where the objective is not the
+      plain mean loss, which saves a pass;
+    - ``retreat: float`` (default 0): α of a perturbation ε − α g; needs ``keeps_gradient``.
+    """
 
     def combine(self, perturbed: list[Tensor], gradient: list[Tensor], inner: Inner) -> None:
         """Overwrite ``perturbed``, the gradients at w + ε, by what the base optimizer is to get.
@@ -39,10 +36,6 @@ class Descent(Protocol):
 
 class Perturbed:
     """g_p = ∇L(w + ε) as it is: SAM's descent (Foret et al. 2021)."""
-
-    keeps_gradient = False
-    shared = True
-    retreat = 0.0
 
     def combine(self, perturbed: list[Tensor], gradient: list[Tensor], inner: Inner) -> None:
         """Leaves g_p as it is."""
@@ -69,7 +62,6 @@ class SurrogateGap:
     """
 
     keeps_gradient = True
-    retreat = 0.0
 
     def __init__(self, alpha: float = 0.4, shared: bool = False) -> None:
         self.alpha = _check_alpha(alpha)

@@ -21,14 +21,20 @@ class TensorStore:
     def __init__(self) -> None:
         self._tensors: dict[Tensor, Tensor] = {}
 
-    def like(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """A tensor for each parameter, of its shape, strides, dtype and device, with any content."""
+    def like(self, parameters: Sequence[Tensor], templates: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """A tensor for each parameter, with any content.
+
+        Args:
+            parameters: whose tensors are asked for.
+            templates: what shape, strides, dtype and device they have, where not the parameters' own.
+        """
+        templates = parameters if templates is None else templates
         found = [self._tensors.get(p) for p in parameters]
-        if all(t is not None and _alike(t, p) for t, p in zip(found, parameters, strict=True)):
+        if all(t is not None and _alike(t, m) for t, m in zip(found, templates, strict=True)):
             return [t for t in found if t is not None]
-        for p, t in zip(parameters, found, strict=True):
-            if t is None or not _alike(t, p):
-                self._tensors[p] = torch.empty_like(p, requires_grad=False)
+        for p, t, template in zip(parameters, found, templates, strict=True):
+            if t is None or not _alike(t, template):
+                self._tensors[p] = torch.empty_like(template, requires_grad=False)
         return [self._tensors[p] for p in parameters]
 
     def keep_only(self, parameters: Sequence[Tensor]) -> None:

@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from steppe.displacement import HALF
+
 
 @dataclass
 class Leaves:
@@ -40,11 +42,11 @@ class Leaves:
 
 @runtime_checkable
 class Geometry(Protocol):
-    """The second of the four parts. Write your own by giving a class these members."""
+    """The second of the four parts. Write your own by giving a class this method.
 
-    @property
-    def needs_names(self) -> bool:
-        """Whether ``Leaves.names`` must be known (``model=`` is then required)."""
+    It may also have ``needs_names: bool`` (default false): whether ``Leaves.names`` must all be known, which takes
+    ``model=`` or named parameters.
+    """
 
     def direction(self, leaves: Leaves) -> Sequence[Tensor]:
         """Overwrite ``leaves.gradients`` by P g and return, a parameter each, the 0-dim norm √(gᵀ P g)."""
@@ -52,8 +54,6 @@ class Geometry(Protocol):
 
 class Euclidean:
     """P = 1: the ball ‖ε‖ ≤ ρ of SAM (Foret et al. 2021)."""
-
-    needs_names = False
 
     def direction(self, leaves: Leaves) -> Sequence[Tensor]:
         return norms(leaves.gradients)
@@ -108,5 +108,6 @@ class Adaptive:
 
 def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
     """The l2 norm of each tensor, 0-dim; half precision is summed in float32, where its squares do not overflow."""
-    halves = any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
-    return torch._foreach_norm(tensors, 2, dtype=torch.float32 if halves else None)
+    if all(t.dtype not in HALF for t in tensors):
+        return torch._foreach_norm(tensors, 2)
+    return [torch.linalg.vector_norm(t, dtype=torch.float32 if t.dtype in HALF else None) for t in tensors]

@@ -40,7 +40,7 @@ def parameter_groups(model: nn.Module, perturb: Literal["weights", "norms"]) -> 
         if not parameter.requires_grad:
             continue
         is_norm = id(parameter) in normalising
-        is_bias = name.rsplit(".", 1)[-1] == "bias"
+        is_bias = "bias" in name.rsplit(".", 1)[-1]  # bias, in_proj_bias, bias_ih_l0
         chosen = is_norm if perturb == "norms" else not is_norm and not is_bias
         (climbing if chosen else resting).append((name, parameter))
     if not climbing:

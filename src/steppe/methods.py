@@ -19,8 +19,8 @@ def SAM(base: Optimizer, rho: float | Radius = 0.05, **parts: Any) -> SharpnessA
     Args:
         base: the optimizer that makes the step.
         rho: the radius ρ.
-        **parts: ``objective``, ``geometry``, ``radius``, ``descent``, ``model`` and the other options of
-            :class:`~steppe.sharpness.SharpnessAware`.
+        **parts: ``objective``, ``geometry``, ``radius`` (in place of ``rho``), ``descent``, ``model`` and the other
+            options of :class:`~steppe.sharpness.SharpnessAware`.
     """
     return SharpnessAware(base, **{"radius": rho, **parts})
 

@@ -14,17 +14,17 @@ from torch import Tensor
 
 @runtime_checkable
 class Objective(Protocol):
-    """The first of the four parts. Write your own by giving a class these two members."""
+    """The first of the four parts. Write your own by giving a class this method.
 
-    @property
-    def plain(self) -> bool:
-        """Whether the objective is the mean loss L itself, so that one gradient at w serves climb and descent."""
+    It may also have ``plain: bool`` (default false): whether the objective is the mean loss L itself, so that one
+    gradient at w serves climb and descent.
+    """
 
     def coefficients(self, losses: Tensor, domains: Tensor | None) -> Tensor:
         """The detached weight of each sample in the climb.
 
         Args:
-            losses: detached losses, one a sample, shape ``[N]``.
+            losses: detached losses, one a sample, shape ``[N]``, in float32 or better.
             domains: the domain of each sample, integers of shape ``[N]``, or ``None`` where the caller gave none.
 
         Returns:
@@ -138,9 +138,10 @@ class _ReweightedMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses: Tensor, coefficients: Tensor) -> Tensor:
         ctx.save_for_backward(coefficients)
+        ctx.dtype = losses.dtype
         return losses.mean()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (coefficients,) = ctx.saved_tensors
-        return gradient * coefficients, None
+        return (gradient * coefficients).to(ctx.dtype), None

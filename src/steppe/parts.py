@@ -36,10 +36,33 @@ class Parts:
             descent=_checked(descent or Perturbed(), Descent),
         )
 
+    # What a part may have, with what it means that it does not: a part of a user's own stays small, and stays valid
+    # when a later version asks a question more.
+
+    @property
+    def plain(self) -> bool:
+        """Whether the objective is the mean loss itself."""
+        return bool(getattr(self.objective, "plain", False))
+
+    @property
+    def needs_names(self) -> bool:
+        """Whether the geometry must know the parameters' names."""
+        return bool(getattr(self.geometry, "needs_names", False))
+
+    @property
+    def keeps_gradient(self) -> bool:
+        """Whether the descent needs ∇L(w)."""
+        return bool(getattr(self.descent, "keeps_gradient", False))
+
+    @property
+    def retreat(self) -> float:
+        """α of the perturbation ε − α g."""
+        return float(getattr(self.descent, "retreat", 0.0))
+
     @property
     def needs_clean_pass(self) -> bool:
         """Whether ∇L(w) takes a pass of its own: the descent wants it and the climb's gradient is another one."""
-        return self.descent.keeps_gradient and not self.objective.plain and not self.descent.shared
+        return self.keeps_gradient and not self.plain and not getattr(self.descent, "shared", False)
 
 
 def _checked(part: Any, protocol: Any) -> Any:

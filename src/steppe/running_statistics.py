@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from steppe.displacement import TensorStore
+from steppe.displacement import HALF, TensorStore
 
 
 class RunningStatistics:
@@ -19,7 +19,7 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module | None) -> None:
-        # Modules rather than buffers are remembered: ``model.to(...)`` puts new tensors in their place.
+        # Modules rather than buffers are remembered: a module may put new tensors in their place.
         self._owners = [
             (module, name)
             for module in (model.modules() if model is not None else ())
@@ -29,19 +29,31 @@ class RunningStatistics:
         self._store = TensorStore()
 
     @contextmanager
-    def preserved(self, active: bool = True) -> Iterator[None]:
+    def preserved(self, active: bool = True, dtype: torch.dtype | None = None) -> Iterator[None]:
         """Bring the buffers back at the end, bit for bit, whatever happens in between.
 
         A snapshot, because BatchNorm's momentum set to 0 would still count batches (``num_batches_tracked``), which
         is all that matters with ``momentum=None``, and would not reach other stateful layers (spectral norm,
-        codebooks).
+        codebooks). Buffers that a module replaces instead of writing to them come back as the tensors they were.
+
+        Args:
+            active: false does nothing.
+            dtype: meanwhile, half-precision buffers are exchanged for copies in this dtype.
         """
-        buffers = [b for module, name in self._owners if (b := module._buffers[name]) is not None] if active else []
+        found = [(module, name, module._buffers.get(name)) for module, name in self._owners] if active else []
+        owners = [(module, name, buffer) for module, name, buffer in found if buffer is not None]
+        buffers = [buffer for _, _, buffer in owners]
+        self._store.keep_only(buffers)
         kept = self._store.like(buffers)
         _copy(kept, buffers)
         try:
+            for module, name, buffer in owners:
+                if dtype is not None and buffer.dtype in HALF:
+                    module._buffers[name] = buffer.to(dtype)
             yield
         finally:
+            for module, name, buffer in owners:
+                module._buffers[name] = buffer
             _copy(buffers, kept)
 
 

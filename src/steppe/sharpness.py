@@ -19,7 +19,7 @@ from torch.optim import LBFGS, Optimizer
 
 from steppe.climb import Climb, inner_product
 from steppe.descents import Descent
-from steppe.displacement import TensorStore
+from steppe.displacement import TensorStore, widen
 from steppe.geometries import Geometry
 from steppe.objectives import Objective, check_batch, reweighted_mean
 from steppe.parts import Parts
@@ -94,6 +94,7 @@ class SharpnessAware(OptimizerWrapper):
         self._gradient_store = TensorStore()
         self._warned_plain_step = False
         self._phase: str | None = None
+        self._descent_gradient: Tensor | None = None
         self._reset()
         self.attach(model)
 
@@ -102,7 +103,7 @@ class SharpnessAware(OptimizerWrapper):
         self._done: set[str] = set()
         self._gradient: dict[Tensor, Tensor] = {}
         self._inverse_scale: Tensor | None = None
-        self._objective_called = False
+        self._objective_calls: list[bool] = []  # a list: a plain attribute set inside torch.compile would be lost
         self._losses: dict[str, list[Tensor]] = {}
 
     def attach(self, model: nn.Module | None) -> None:
@@ -113,11 +114,8 @@ class SharpnessAware(OptimizerWrapper):
         """
         self.model = model
         self._statistics = RunningStatistics(model)
-        if self.parts.geometry.needs_names and None in self._names().values():
-            raise ValueError(
-                f"{self.parts.geometry} needs parameter names, and some parameters have none: pass model=, or give "
-                "the base optimizer named parameters (model.named_parameters())"
-            )
+        if self.parts.needs_names:
+            self._names()
 
     def __repr__(self) -> str:
         parts = self.parts
@@ -140,10 +138,11 @@ class SharpnessAware(OptimizerWrapper):
             ValueError: shapes differ, domains are not integers, or the objective needs domains and there are none.
         """
         check_batch(losses, domain)
-        if self._phase == "climb" and not self.parts.objective.plain and self.climbs:
-            self._objective_called = True
+        if self._phase == "climb" and not self.parts.plain and self.climbs:
             domains = None if domain is None else domain.to(losses.device)
-            loss = reweighted_mean(losses, self.parts.objective.coefficients(losses.detach(), domains))
+            # Losses of domains that are close would cancel in half precision.
+            loss = reweighted_mean(losses, self.parts.objective.coefficients(widen(losses.detach()), domains))
+            self._objective_calls.append(True)
         else:
             loss = losses.mean()
         if self._phase is not None:
@@ -207,7 +206,7 @@ class SharpnessAware(OptimizerWrapper):
         self._inverse_scale = _inverse_scale(scaler)
         if not self.climbs:
             self._done.add("descent")
-        elif not self.parts.objective.plain and not self._objective_called:
+        elif not self.parts.plain and not self._objective_calls:
             self._reset()
             raise RuntimeError(
                 f"{self.parts.objective} was to be climbed, but optimizer.objective(losses, domain) was not called "
@@ -223,11 +222,16 @@ class SharpnessAware(OptimizerWrapper):
         """
         self._check_first_pass()
         try:
-            with self._pass("descent"), self._statistics.preserved():
+            with self._pass("descent"), self._statistics.preserved(dtype=self._climb.dtype):
                 self._displace()
                 yield self
         finally:
-            self._climb.restore()
+            # An interrupt may hit the way back itself: it is gone twice, and once more before the next pass or step.
+            try:
+                self._climb.restore()
+            except BaseException:
+                self._climb.restore()
+                raise
         self._combine()
 
     @torch.no_grad()
@@ -248,13 +252,17 @@ class SharpnessAware(OptimizerWrapper):
         Raises:
             RuntimeError: the passes of this step are incomplete.
         """
+        if self._phase is not None:
+            raise RuntimeError(f"step() inside a pass ({self._phase!r}): it belongs after the `with` block")
+        self._climb.restore()
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         if closure is not None:
             loss = self._run_passes(closure, scaler)
-            if scaler is not None and scaler.is_enabled():
-                scaler.step(self)
-            else:
-                self._step_base()
+            self._step_base(scaler)
             return loss
+        if scaler is not None:
+            return scaler.step(self)  # knows whether the caller has unscaled already, and comes back here
         if "descent" not in self._done:
             if self._done:
                 self._reset()
@@ -262,11 +270,16 @@ class SharpnessAware(OptimizerWrapper):
             self._warn_plain_step()
         return self._step_base()
 
-    def _step_base(self) -> Any:
-        result = self.base.step()
+    def _step_base(self, scaler: torch.amp.GradScaler | None = None) -> Any:
+        result = self.base.step() if scaler is None else scaler.step(self.base)
         torch.clear_autocast_cache()
         self._done = set()
+        self._descent_gradient = None
         return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self._descent_gradient = None
 
     def _run_passes(self, closure: Callable[[], Any], scaler: torch.amp.GradScaler | None) -> Any:
         losses = []
@@ -295,8 +308,8 @@ class SharpnessAware(OptimizerWrapper):
         if self._phase is not None:
             raise RuntimeError(f"a pass cannot begin inside another ({self._phase!r} is under way)")
         self._climb.restore()  # does nothing, unless an interrupt hit the last restoration itself
-        self._phase = name
         try:
+            self._phase = name
             yield
         except BaseException:
             self._reset()
@@ -306,9 +319,16 @@ class SharpnessAware(OptimizerWrapper):
         self._done.add(name)
 
     def _check_first_pass(self) -> None:
-        if "climb" not in self._done or "descent" in self._done:
+        if self._phase is not None:
+            return  # _pass refuses
+        if any(p.grad is self._descent_gradient for p in self.parameters() if p.grad is not None):
+            raise RuntimeError(
+                "the first gradient was added to the descent gradient of a step that was not made: all micro-batches "
+                "belong inside one climbing() and one perturbed(), and zero_grad() before a new step"
+            )
+        if self.climbs and ("climb" not in self._done or "descent" in self._done):
             # A bare perturbed(). (A step that GradScaler skipped leaves its passes behind; they do not count.)
-            if not self.parts.objective.plain:
+            if not self.parts.plain:
                 raise RuntimeError(
                     f"perturbed() without climbing() takes the gradient as it is, which is not that of "
                     f"{self.parts.objective}: make the first pass inside climbing()"
@@ -324,13 +344,13 @@ class SharpnessAware(OptimizerWrapper):
 
     @torch.no_grad()
     def _displace(self) -> None:
-        if self.parts.descent.keeps_gradient and "clean" not in self._done:
+        if self.parts.keeps_gradient and "clean" not in self._done:
             self._keep_gradient()
         self._climb.to(
             [(group, self._length(group)) for group in self.param_groups],
             self.parts.geometry,
-            names=self._names() if self.parts.geometry.needs_names else {},
-            retreat=self.parts.descent.retreat,
+            names=self._names() if self.parts.needs_names else {},
+            retreat=self.parts.retreat,
             gradient=self._gradient,
             inverse_scale=self._inverse_scale,
             diagnose=self.diagnose,
@@ -339,28 +359,36 @@ class SharpnessAware(OptimizerWrapper):
 
     @torch.no_grad()
     def _combine(self) -> None:
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        perturbed = [p.grad for p in parameters if p.grad is not None]
-        if not perturbed:
+        if all(p.grad is None for p in self.parameters()):
             self._reset()
             raise RuntimeError("there is no gradient at w + ε: call backward() inside perturbed()")
+        for p, g in self._gradient.items():
+            if p.grad is None:  # a layer that only the first pass reached
+                p.grad = torch.zeros_like(g)
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        perturbed = [p.grad for p in parameters if p.grad is not None]
         # A climb that overflowed must not pass for a step: GradScaler finds this NaN and skips.
         overflow = self._climb.overflow()
         if overflow is not None:
             perturbed[0].add_(overflow.to(perturbed[0]))
         gradient: list[Tensor] = []
-        if self.parts.descent.keeps_gradient:
-            gradient = [self._gradient[p] if p in self._gradient else torch.zeros_like(p) for p in parameters]
+        if self.parts.keeps_gradient:
+            gradient = [
+                self._gradient[p] if p in self._gradient else torch.zeros_like(g)
+                for p, g in zip(parameters, perturbed, strict=True)
+            ]
         self.parts.descent.combine(perturbed, gradient, inner_product)
         self._gradient = {}
+        self._descent_gradient = perturbed[0]
 
     @torch.no_grad()
     def _keep_gradient(self) -> None:
         parameters = [p for p in self.parameters() if p.grad is not None]
         self._gradient_store.keep_only(self.parameters())
-        kept = self._gradient_store.like(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        kept = self._gradient_store.like(parameters, gradients)
         if parameters:
-            torch._foreach_copy_(kept, [p.grad for p in parameters if p.grad is not None])
+            torch._foreach_copy_(kept, gradients)
         self._gradient = dict(zip(parameters, kept, strict=True))
 
     def _clear_gradients(self) -> None:
@@ -379,6 +407,11 @@ class SharpnessAware(OptimizerWrapper):
             names.update(zip(group["params"], group.get("param_names", []), strict=False))
         if self.model is not None:
             names.update((p, name) for name, p in self.model.named_parameters() if p in names)
+        if None in names.values():
+            raise ValueError(
+                f"{self.parts.geometry} needs parameter names, and some parameters have none: pass model=, or give "
+                "the base optimizer named parameters (model.named_parameters())"
+            )
         return names
 
     def _warn_plain_step(self) -> None:
@@ -387,7 +420,7 @@ class SharpnessAware(OptimizerWrapper):
             warnings.warn(
                 "step() had neither a closure nor climbing()/perturbed() before it: this is a plain step of the base "
                 "optimizer, not a sharpness-aware one",
-                stacklevel=4,
+                stacklevel=5,  # past torch's wrappers of step()
             )
 
 

@@ -78,7 +78,8 @@ class OptimizerWrapper(Optimizer):
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
+        # As torch's: without hooks, and without the step() that a scheduler has bound to this very object.
+        return {name: value for name, value in self.__dict__.items() if name != "step" and "_hooks" not in name}
 
     def extra_state(self) -> dict[str, Any]:
         """What the wrapper has to remember between steps: tensors and plain containers only."""
@@ -95,7 +96,12 @@ class OptimizerWrapper(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict, loadable by a bare base optimizer, with the key ``"steppe"`` added."""
-        return {**self.base.state_dict(), STATE_KEY: self.extra_state()}
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state: dict[str, Any] = {**self.base.state_dict(), STATE_KEY: self.extra_state()}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state dict of ours or of a bare base optimizer.
@@ -103,10 +109,15 @@ class OptimizerWrapper(Optimizer):
         Raises:
             ValueError: the groups do not match, or the state is a newer version's.
         """
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, dict(state_dict)) or state_dict
+        extra = state_dict.get(STATE_KEY)
+        if extra is not None:
+            self.load_extra_state(extra)  # first: a state that is refused leaves the base as it was
         own = [{key: group[key] for key in self.own_group_keys if key in group} for group in self.param_groups]
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != STATE_KEY})
         for group, kept in zip(self.param_groups, own, strict=True):
             for key, value in kept.items():
                 group.setdefault(key, value)
-        if STATE_KEY in state_dict:
-            self.load_extra_state(state_dict[STATE_KEY])
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)

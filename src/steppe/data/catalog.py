@@ -85,8 +85,8 @@ def _open(spec: str | Path) -> DomainDataset:
     path = Path(spec).expanduser()
     try:
         exists = path.exists()
-    except OSError as error:
-        raise SteppeError(f"cannot read {path.absolute()}: {error.strerror}") from error
+    except OSError as fault:
+        raise SteppeError(f"cannot read {path.absolute()}: {fault.strerror}") from fault
     if not exists:
         text = os.fspath(spec)
         if isinstance(spec, Path) or os.sep in text or text in (".", ".."):

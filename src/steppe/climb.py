@@ -39,7 +39,7 @@ class Climb:
         groups: Sequence[Group],
         geometry: Geometry,
         *,
-        names: Mapping[Tensor, str | None],
+        names: Mapping[Tensor, str],
         retreat: float,
         gradient: Mapping[Tensor, Tensor],
         inverse_scale: Tensor | None,
@@ -99,7 +99,7 @@ class Climb:
         radius = torch.stack([torch.as_tensor(rho, dtype=norm.dtype, device=norm.device) for rho in self._radii]).max()
         return {"gradient_norm": norm, "radius": radius, **self._rounding}
 
-    def _leaves(self, group: Mapping[str, Any], names: Mapping[Tensor, str | None]) -> Leaves:
+    def _leaves(self, group: Mapping[str, Any], names: Mapping[Tensor, str]) -> Leaves:
         weights = [p for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in weights]
         if any(g.is_sparse for g in gradients):
@@ -143,3 +143,11 @@ def inner_product(x: list[Tensor], y: list[Tensor]) -> Tensor:
     device = x[0].device
     products = [torch.sum(widen(a) * widen(b)).to(device) for a, b in zip(x, y, strict=True)]
     return torch.stack(products).sum()
+
+
+def inverse_scale(scaler: torch.amp.GradScaler | None) -> Tensor | None:
+    """1 / the scale of the losses, 0-dim on the device; ``None`` where nothing is scaled."""
+    if scaler is None or not scaler.is_enabled():
+        return None
+    scale = scaler._get_scale_async()  # get_scale() would synchronise with the device
+    return None if scale is None else scale.double().reciprocal().float()

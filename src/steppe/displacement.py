@@ -12,40 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from steppe.persistent import TensorStore
+
 HALF = (torch.float16, torch.bfloat16)
-
-
-class TensorStore:
-    """One persistent tensor a parameter, allocated when first asked for and again when the parameter changes."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[Tensor, Tensor] = {}
-
-    def like(self, parameters: Sequence[Tensor], templates: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """A tensor for each parameter, with any content.
-
-        Args:
-            parameters: whose tensors are asked for.
-            templates: what shape, strides, dtype and device they have, where not the parameters' own.
-        """
-        templates = parameters if templates is None else templates
-        found = [self._tensors.get(p) for p in parameters]
-        if all(t is not None and _alike(t, m) for t, m in zip(found, templates, strict=True)):
-            return [t for t in found if t is not None]
-        for p, t, template in zip(parameters, found, templates, strict=True):
-            if t is None or not _alike(t, template):
-                self._tensors[p] = torch.empty_like(template, requires_grad=False)
-        return [self._tensors[p] for p in parameters]
-
-    def keep_only(self, parameters: Sequence[Tensor]) -> None:
-        """Free what belongs to parameters that are no longer there (a library may swap them)."""
-        if len(self._tensors) > len(parameters):
-            present = set(parameters)
-            self._tensors = {p: t for p, t in self._tensors.items() if p in present}
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 class Displacement:

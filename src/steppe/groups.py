@@ -1,10 +1,11 @@
-"""Parameter groups that say which parameters take part in the climb."""
+"""Parameter groups: which parameters take part in the climb, and what they are called."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def parameter_groups(model: nn.Module, perturb: Literal["weights", "norms"]) -> list[dict[str, Any]]:
@@ -49,3 +50,23 @@ def parameter_groups(model: nn.Module, perturb: Literal["weights", "norms"]) -> 
     if resting:
         groups.append({"params": resting, "rho": 0.0})
     return groups
+
+
+def parameter_names(groups: Sequence[Mapping[str, Any]], model: nn.Module | None) -> dict[Tensor, str]:
+    """The name of every parameter of an optimizer's groups: the model's, else the one the optimizer was given.
+
+    Raises:
+        ValueError: a parameter has none.
+    """
+    names: dict[Tensor, str] = {}
+    for group in groups:
+        names.update(zip(group["params"], group.get("param_names", []), strict=False))
+    if model is not None:
+        names.update((parameter, name) for name, parameter in model.named_parameters())
+    nameless = sum(parameter not in names for group in groups for parameter in group["params"])
+    if nameless:
+        raise ValueError(
+            f"a part needs parameter names, and {nameless} of the parameters have none: pass model=, or give the base "
+            "optimizer named parameters (model.named_parameters())"
+        )
+    return names

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from steppe.displacement import HALF, TensorStore
+from steppe.displacement import HALF
+from steppe.persistent import TensorStore
 
 
 class RunningStatistics:

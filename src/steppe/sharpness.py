@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from steppe.climb import Climb, inner_product
+from steppe.climb import Climb, inner_product, inverse_scale
 from steppe.descents import Descent
-from steppe.displacement import TensorStore, widen
+from steppe.displacement import widen
 from steppe.geometries import Geometry
+from steppe.groups import parameter_names
 from steppe.objectives import Objective, check_batch, reweighted_mean
 from steppe.parts import Parts
+from steppe.persistent import KeptGradient
 from steppe.radii import Radius, check_radius
 from steppe.running_statistics import RunningStatistics
 from steppe.wrapper import OptimizerWrapper
@@ -91,7 +93,7 @@ class SharpnessAware(OptimizerWrapper):
         self.parts = Parts.of(objective, geometry, radius, descent)
         self.diagnose = diagnose
         self._climb = Climb(climb_dtype)
-        self._gradient_store = TensorStore()
+        self._gradient = KeptGradient()
         self._warned_plain_step = False
         self._phase: str | None = None
         self._descent_gradient: Tensor | None = None
@@ -101,7 +103,7 @@ class SharpnessAware(OptimizerWrapper):
     def _reset(self) -> None:
         """Forget a step that was begun."""
         self._done: set[str] = set()
-        self._gradient: dict[Tensor, Tensor] = {}
+        self._gradient.forget()
         self._inverse_scale: Tensor | None = None
         self._objective_calls: list[bool] = []  # a list: a plain attribute set inside torch.compile would be lost
         self._losses: dict[str, list[Tensor]] = {}
@@ -115,7 +117,7 @@ class SharpnessAware(OptimizerWrapper):
         self.model = model
         self._statistics = RunningStatistics(model)
         if self.parts.needs_names:
-            self._names()
+            parameter_names(self.param_groups, model)
 
     def __repr__(self) -> str:
         parts = self.parts
@@ -184,7 +186,7 @@ class SharpnessAware(OptimizerWrapper):
         self._reset()
         with self._pass("clean"):
             yield self
-        self._keep_gradient()
+        self._gradient.keep(self.parameters())
         self._clear_gradients()
 
     @contextmanager
@@ -203,7 +205,7 @@ class SharpnessAware(OptimizerWrapper):
             self._reset()
         with self._pass("climb"), self._statistics.preserved(counted):
             yield self
-        self._inverse_scale = _inverse_scale(scaler)
+        self._inverse_scale = inverse_scale(scaler)
         if not self.climbs:
             self._done.add("descent")
         elif not self.parts.plain and not self._objective_calls:
@@ -345,13 +347,13 @@ class SharpnessAware(OptimizerWrapper):
     @torch.no_grad()
     def _displace(self) -> None:
         if self.parts.keeps_gradient and "clean" not in self._done:
-            self._keep_gradient()
+            self._gradient.keep(self.parameters())
         self._climb.to(
             [(group, self._length(group)) for group in self.param_groups],
             self.parts.geometry,
-            names=self._names() if self.parts.needs_names else {},
+            names=parameter_names(self.param_groups, self.model) if self.parts.needs_names else {},
             retreat=self.parts.retreat,
-            gradient=self._gradient,
+            gradient=self._gradient.tensors,
             inverse_scale=self._inverse_scale,
             diagnose=self.diagnose,
         )
@@ -362,7 +364,7 @@ class SharpnessAware(OptimizerWrapper):
         if all(p.grad is None for p in self.parameters()):
             self._reset()
             raise RuntimeError("there is no gradient at w + ε: call backward() inside perturbed()")
-        for p, g in self._gradient.items():
+        for p, g in self._gradient.tensors.items():
             if p.grad is None:  # a layer that only the first pass reached
                 p.grad = torch.zeros_like(g)
         parameters = [p for p in self.parameters() if p.grad is not None]
@@ -371,25 +373,10 @@ class SharpnessAware(OptimizerWrapper):
         overflow = self._climb.overflow()
         if overflow is not None:
             perturbed[0].add_(overflow.to(perturbed[0]))
-        gradient: list[Tensor] = []
-        if self.parts.keeps_gradient:
-            gradient = [
-                self._gradient[p] if p in self._gradient else torch.zeros_like(g)
-                for p, g in zip(parameters, perturbed, strict=True)
-            ]
+        gradient = self._gradient.of(parameters) if self.parts.keeps_gradient else []
         self.parts.descent.combine(perturbed, gradient, inner_product)
-        self._gradient = {}
+        self._gradient.forget()
         self._descent_gradient = perturbed[0]
-
-    @torch.no_grad()
-    def _keep_gradient(self) -> None:
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        self._gradient_store.keep_only(self.parameters())
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        kept = self._gradient_store.like(parameters, gradients)
-        if parameters:
-            torch._foreach_copy_(kept, gradients)
-        self._gradient = dict(zip(parameters, kept, strict=True))
 
     def _clear_gradients(self) -> None:
         for parameter in self.parameters():
@@ -401,19 +388,6 @@ class SharpnessAware(OptimizerWrapper):
             return self.parts.radius.length(group)
         return own if isinstance(own, Tensor) else check_radius(own)
 
-    def _names(self) -> dict[Tensor, str | None]:
-        names: dict[Tensor, str | None] = dict.fromkeys(self.parameters())
-        for group in self.param_groups:
-            names.update(zip(group["params"], group.get("param_names", []), strict=False))
-        if self.model is not None:
-            names.update((p, name) for name, p in self.model.named_parameters() if p in names)
-        if None in names.values():
-            raise ValueError(
-                f"{self.parts.geometry} needs parameter names, and some parameters have none: pass model=, or give "
-                "the base optimizer named parameters (model.named_parameters())"
-            )
-        return names
-
     def _warn_plain_step(self) -> None:
         if not self._warned_plain_step:
             self._warned_plain_step = True
@@ -422,10 +396,3 @@ class SharpnessAware(OptimizerWrapper):
                 "optimizer, not a sharpness-aware one",
                 stacklevel=5,  # past torch's wrappers of step()
             )
-
-
-def _inverse_scale(scaler: torch.amp.GradScaler | None) -> Tensor | None:
-    if scaler is None or not scaler.is_enabled():
-        return None
-    scale = scaler._get_scale_async()  # get_scale() would synchronise with the device
-    return None if scale is None else scale.double().reciprocal().float()

@@ -1,0 +1,72 @@
+"""Tensors that live from step to step, so that a step allocates nothing: a copy of the weights, one of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class TensorStore:
+    """One persistent tensor a parameter, allocated when first asked for and again when the parameter changes."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[Tensor, Tensor] = {}
+
+    def like(self, parameters: Sequence[Tensor], templates: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """A tensor for each parameter, with any content.
+
+        Args:
+            parameters: whose tensors are asked for.
+            templates: what shape, strides, dtype and device they have, where not the parameters' own.
+        """
+        templates = parameters if templates is None else templates
+        found = [self._tensors.get(p) for p in parameters]
+        if all(t is not None and _alike(t, m) for t, m in zip(found, templates, strict=True)):
+            return [t for t in found if t is not None]
+        for p, t, template in zip(parameters, found, templates, strict=True):
+            if t is None or not _alike(t, template):
+                self._tensors[p] = torch.empty_like(template, requires_grad=False)
+        return [self._tensors[p] for p in parameters]
+
+    def keep_only(self, parameters: Sequence[Tensor]) -> None:
+        """Free what belongs to parameters that are no longer there (a library may swap them)."""
+        if len(self._tensors) > len(parameters):
+            present = set(parameters)
+            self._tensors = {p: t for p, t in self._tensors.items() if p in present}
+
+
+class KeptGradient:
+    """A copy of the gradient at w, in persistent tensors, for a descent that needs it after the climb."""
+
+    def __init__(self) -> None:
+        self._store = TensorStore()
+        self.tensors: dict[Tensor, Tensor] = {}
+        """The kept gradient by parameter; empty where none is kept."""
+
+    @torch.no_grad()
+    def keep(self, parameters: Sequence[Tensor]) -> None:
+        """Copy what is in ``.grad`` now."""
+        self._store.keep_only(parameters)
+        reached = [p for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in reached if p.grad is not None]
+        kept = self._store.like(reached, gradients)
+        if reached:
+            torch._foreach_copy_(kept, gradients)
+        self.tensors = dict(zip(reached, kept, strict=True))
+
+    def of(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The kept gradient of each parameter; zeros where it had none."""
+        return [
+            self.tensors[p] if p in self.tensors else torch.zeros_like(p if p.grad is None else p.grad)
+            for p in parameters
+        ]
+
+    def forget(self) -> None:
+        """Keep none. The memory stays for the next step."""
+        self.tensors = {}
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device

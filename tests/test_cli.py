@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,9 +14,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from made_up_runs import write_benchmark
 from PIL import Image
+from rich.console import Console
 
 from steppe.benchmark.presets import DEMO
 from steppe.cli import run, sweep
@@ -23,6 +29,8 @@ from steppe.cli.config_file import defaults_from
 from steppe.cli.parse import parse
 from steppe.data import open_dataset
 from steppe.errors import SteppeError
+from steppe.training.progress import Display
+from steppe.training.session import Session
 
 SMALL = [
     *("--backbone", "test_resnet", "--no-pretrained", "--image-size", "32", "--batch-per-domain", "3"),
@@ -133,16 +141,46 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str
         ("bench emojy", "unknown data set 'emojy'; did you mean 'emoji'"),
         ("bench emoji --algorithms erm dism", "unknown algorithm 'dism'; did you mean 'disam'"),
         ("bench emoji --algorithms gsam+sagm", "'gsam' and 'sagm' both fill the slot 'descent'"),
-        ("bench emoji --held-out lime", "unknown domain of 'emoji' 'lime'; did you mean 'line'"),
+        ("bench emoji --held-out lime", "unknown domain 'lime' of 'emoji'; did you mean 'line'"),
         ("bench emoji --algorithms erm --rho 0.1", "rho was given, but none of the algorithms (erm) takes it"),
-        ("train emoji --held-out lime", "unknown domain of 'emoji' 'lime'; did you mean 'line'"),
+        ("train emoji --held-out lime", "unknown domain 'lime' of 'emoji'; did you mean 'line'"),
         ("train emoji --held-out line --algorithm sam --lam 1", "'sam' has no hyper-parameter 'lam'"),
         ("bench emoji --config no-such-file.toml", "cannot read the config file no-such-file.toml"),
+        ("bench emoji --backbone resnet18x", "unknown backbone 'resnet18x'; did you mean"),
+        ("train emoji --held-out line --backbone resnet18x", "unknown backbone 'resnet18x'; did you mean"),
+        ("data sheet emoji --classes fase", "unknown class 'fase' of 'emoji'; did you mean 'face'"),
         ("report no-such-folder", "no folder of runs at no-such-folder"),
     ],
 )
-def test_wrong_names(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_names(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert message in complaint(capsys, *arguments.split())
+    assert not list(tmp_path.iterdir()), "nothing is written before the input is known to be right"
+
+
+def torch_is_loaded_by(*arguments: str | Path, status: int) -> bool:
+    script = "import sys; from steppe.cli import run; print(run(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    number, loaded = done.stdout.split()[-2:]
+    assert number == str(status), done.stderr
+    return loaded == "True"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["bench emoji --algorithms srm", "train emoji --held-out line --algorithm srm", "bench emojy", "report nothere"],
+)
+def test_a_wrong_name_does_not_wait_for_torch(arguments: str) -> None:
+    assert not torch_is_loaded_by(*arguments.split(), status=2)
+
+
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    write_benchmark(tmp_path, seeds=1, pictures_of_emoji=True)
+    assert not torch_is_loaded_by("report", tmp_path, status=0)
+    assert "data:image/webp" in (tmp_path / "report.html").read_text()
 
 
 def test_wrong_folders(drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,6 +314,95 @@ def test_bench_says_which_runs_failed(drawings: Path, tmp_path: Path, capsys: py
     (failure,) = out.rglob("failure.json")
     assert "not finite" in text
     assert str(failure) in text
+
+
+def test_a_failed_train_is_recorded_and_forgotten_when_tried_again(
+    drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs"
+    arguments = ["train", str(drawings), "--held-out", "line", "--out", str(out), *SMALL]
+    make_step = Session.make_step
+
+    def broken(self: Session, batch: Any) -> None:
+        make_step(self, batch)
+        with torch.no_grad():
+            self.model.head.bias[0] = torch.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "make_step", broken)
+        assert run(arguments) == 1
+    assert re.match("error: .*not finite", capsys.readouterr().err)
+    (failure,) = out.rglob("failure.json")
+    assert json.loads(failure.read_text())["type"] == "NonFiniteLossError"
+    assert run(["report", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert "1 run failed" in message
+    assert "not finished" not in message
+    assert run(arguments) == 0
+    assert not failure.exists()
+
+
+@pytest.mark.parametrize("damage", ["{bad", "{}", "[]"])
+def test_a_damaged_result_is_named_and_the_other_runs_are_made(
+    damage: str, drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    options = ["--held-out", "line", "--out", str(out), *SMALL, "--steps", "1", "--eval-every", "1"]
+    assert run(["train", str(drawings), *options]) == 0
+    (path,) = out.rglob("result.json")
+    path.write_text(damage)
+    capsys.readouterr()
+    assert run(["bench", str(drawings), "--algorithms", "erm", "sam", "--seeds", "1", *options]) == 1
+    text = capsys.readouterr().out
+    assert "2 runs, of which 1 with a damaged result" in text
+    assert str(path) in text
+    assert "delete it to train the run again" in text
+    assert len(list(out.rglob("result.json"))) == 2
+    assert path.read_text() == damage
+    assert f"{path}" in complaint(capsys, "train", drawings, *options)
+    path.unlink()
+    assert run(["bench", str(drawings), "--algorithms", "erm", "sam", "--seeds", "1", *options]) == 0
+    assert "2 runs, of which 1 finished already, 1 to be continued" in capsys.readouterr().out
+
+
+def test_names_and_paths_appear_as_they_are(
+    drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    root = shutil.copytree(drawings, tmp_path / "pics [old] :cat:")
+    (root / "noto").rename(root / "cam[a]")
+    (root / "line").rename(root / "cam[red]")
+    for domain in root.iterdir():
+        (domain / "face").rename(domain / "[x]")
+    out = tmp_path / "rs[" / "x] [bold]"
+    options = ["--held-out", "cam[a]", "--out", str(out), *SMALL, "--steps", "1", "--eval-every", "1"]
+    assert run(["train", str(root), *options]) == 0
+    text = capsys.readouterr().out
+    assert "cam[a] held out" in text
+    assert "held out, cam[a]:" in text
+    assert f"  {out}/pics [old] :cat:/erm/cam[a]/" in text
+    assert run(["bench", str(root), "--algorithms", "erm", "--seeds", "1", *options]) == 0
+    text = capsys.readouterr().out
+    assert "pics [old] :cat:: 32 pictures" in text
+    assert "(cam[a], cam[red])" in text
+    assert "1 run, of which 1 finished already" in text
+    assert f"page: {out}/report.html" in text
+    page = tmp_path / "rp [new].html"
+    assert run(["report", str(out), "--out", str(page)]) == 0
+    assert f"page: {page}" in capsys.readouterr().out
+    assert run(["data", "check", str(root)]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("cam[a]", "cam[red]", "[x]"))
+    assert run(["data", "sheet", str(root), "--out", str(tmp_path / "sheet [a].png")]) == 0
+    assert "sheet [a].png" in capsys.readouterr().out
+
+
+def test_bars_show_names_as_they_are() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, markup=True)
+    with Display(console, runs=1) as display:
+        display.begin("erm, cam[a] held out, [/x]", step=0, total=2)
+    assert isinstance(console.file, io.StringIO)
+    assert "erm, cam[a] held out, [/x]" in console.file.getvalue()
 
 
 def test_train_says_what_came_out(drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

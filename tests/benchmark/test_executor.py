@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_runs import write_run
 from small_runs import forkserver, outputs, small_config
 
 from steppe.benchmark import executor
@@ -16,6 +17,7 @@ from steppe.errors import SteppeError
 from steppe.training import Machine, OutputError, RunConfig, Settings, Trainer
 from steppe.training.files import run_lock
 from steppe.training.progress import Silent
+from steppe.training.results import read_result
 from steppe.training.session import Session
 
 
@@ -116,6 +118,22 @@ def test_two_sweeps_share_the_work(drawings: Path, tmp_path: Path, monkeypatch: 
     assert {outcome.status for outcome in outcomes} == {"finished"}
 
 
+def test_waiting_is_said_only_where_it_is_done(drawings: Path, tmp_path: Path) -> None:
+    planned = sweep(drawings, tmp_path)
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    with run_lock(planned[0].directory):
+        outcomes = InProcess(open_dataset(drawings), Machine(), Listening(), "test").run(planned)
+        others = [next(outcomes) for _ in planned[1:]]
+    # The other process ends before this one would have to wait.
+    assert [outcome.job for outcome in [*others, *outcomes]] == [*planned[1:], planned[0]]
+    assert said == []
+
+
 @pytest.mark.slow
 def test_two_processes_at_once_train_every_run_once(drawings: Path, tmp_path: Path) -> None:
     (job, *_) = sweep(drawings, tmp_path)
@@ -143,5 +161,11 @@ def test_status_follows_the_files(tmp_path: Path) -> None:
     (run_directory / "failure.json").unlink()
     (run_directory / "config.json").write_text("{}")
     assert status(run_directory) == "partial"
-    (run_directory / "result.json").write_text("{}")
-    assert status(run_directory) == "finished"
+    for content in ("{}", "[]", "{bad", "null", '{"version": 2}'):
+        (run_directory / "result.json").write_text(content)
+        assert status(run_directory) == "damaged"
+        with pytest.raises(SteppeError, match=r"result\.json.*delete it to train the run again"):
+            read_result(run_directory)
+    write_run(tmp_path / "store")
+    (finished,) = (tmp_path / "store").rglob("result.json")
+    assert status(finished.parent) == "finished"

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from steppe.benchmark.presets import DEMO
 from steppe.benchmark.protocol import jobs, leave_one_domain_out
@@ -45,7 +46,7 @@ def test_hyper_parameters_go_where_they_are_taken(drawings: Path) -> None:
         ({"algorithms": ["dism"]}, "unknown algorithm 'dism'; did you mean 'disam'"),
         ({"algorithms": ["gsam+sagm"]}, "'gsam' and 'sagm' both fill the slot 'descent'"),
         ({"algorithms": []}, "no algorithm"),
-        ({"held_out": ["lines"]}, "unknown domain .*'lines'; did you mean 'line'"),
+        ({"held_out": ["lines"]}, "unknown domain 'lines' of .*; did you mean 'line'"),
         ({"seeds": 0}, "seeds must be at least 1"),
     ],
 )
@@ -88,3 +89,15 @@ def test_the_demo_is_a_valid_comparison() -> None:
     )
     assert len(configs) == len(DEMO.algorithms) * len(DEMO.held_out)
     assert all(parse(config.algorithm).name == config.algorithm for config in configs)
+
+
+def test_a_domain_called_all_is_not_taken_for_all_domains(tmp_path: Path) -> None:
+    for domain in ("all", "noto"):
+        for name in ("a", "b"):
+            (tmp_path / domain / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / domain / name / "0.png")
+    dataset = open_dataset(tmp_path)
+    with pytest.raises(SteppeError, match=r"a domain of .* is called 'all': rename it"):
+        leave_one_domain_out(dataset, algorithms=["erm"])
+    (config,) = leave_one_domain_out(dataset, algorithms=["erm"], held_out=["noto"], seeds=1)
+    assert config.held_out == "noto"

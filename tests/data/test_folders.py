@@ -247,3 +247,18 @@ class TestFingerprint:
         Image.new("RGB", (8, 8), (3, 2, 1)).save(target)
         monkeypatch.setenv("STEPPE_CACHE", str(tmp_path / "other"))
         assert ImageFolders(root).fingerprint() != first
+
+
+@pytest.mark.parametrize("level", ["picture", "class", "root"])
+def test_a_name_that_is_no_text_is_refused_before_training(make_folders, level: str) -> None:
+    root = make_folders()
+    old = {"picture": root / "north/cat/0.png", "class": root / "north/cat", "root": root}[level]
+    new = old.with_name("0\udcff\udce9.png")
+    try:
+        old.rename(new)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    with pytest.raises(SteppeError, match="is not UTF-8 text: rename it") as caught:
+        open_dataset(new if level == "root" else root)
+    assert r"0\udcff\udce9.png" in str(caught.value)
+    str(caught.value).encode()

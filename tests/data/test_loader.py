@@ -337,7 +337,7 @@ def test_bad_evaluation_arguments() -> None:
     dataset = Numbered(a=3)
     with pytest.raises(SteppeError, match="batch size must be at least 1"):
         evaluation_loader(dataset, "a", np.arange(3), batch_size=0, transform=as_tensor)
-    with pytest.raises(SteppeError, match="unknown domain of 'numbered' 'b'"):
+    with pytest.raises(SteppeError, match="unknown domain 'b' of 'numbered'"):
         evaluation_loader(dataset, "b", np.arange(3), batch_size=1, transform=as_tensor)
 
 

@@ -97,7 +97,7 @@ def test_without_a_connection_the_error_says_what_to_do(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     message = done.stdout
     assert message.startswith("cannot get the backbone test_resnet.r160_in1k from timm's model hub")
-    for way_out in ("'efficientnet_lite0'", "local checkpoint", "pretrained=False"):
+    for way_out in ("'efficientnet_lite0'", "local checkpoint", "pretrained=False", "--no-pretrained"):
         assert way_out in message
 
 

@@ -325,3 +325,17 @@ def test_names_stay_text_in_the_charts(show: Any, tmp_path: Path) -> None:
     assert evil in page.locator(".chart-bars .hovertext").first.text_content()
     assert page.locator("img[src=x]").count() == 0
     assert page.locator(".samples-missing").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_diamond_on_its_own_bar_is_seen(show: Any, tmp_path: Path, scheme: str) -> None:
+    write_run(tmp_path, "erm", "line", accuracy=0.9, in_domain=0.5)
+    write_page(tmp_path)
+    page = show(tmp_path, scheme=scheme)
+    (inside,) = page.locator(".chart-bars .scatterlayer .point").evaluate_all(
+        "points => points.map((point) => getComputedStyle(point).fill)"
+    )
+    paper = page.evaluate("getComputedStyle(document.querySelector('.chart-bars .main-svg')).backgroundColor")
+    bar = page.locator(".chart-bars .barlayer .point path").evaluate("bar => getComputedStyle(bar).fill")
+    assert inside != bar
+    assert inside == paper

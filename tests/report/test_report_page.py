@@ -213,3 +213,15 @@ def _contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("split", ["strict", "domainbed"])
+def test_the_note_says_what_the_in_domain_pictures_were_used_for(tmp_path: Path, split: str) -> None:
+    names = {"answer": "in", "in_domain": "out"} if split == "domainbed" else {}
+    folder = write_run(tmp_path, split=split)
+    result = json.loads((folder / "result.json").read_text())
+    result["accuracy"]["line"]["in"] = result["held_out_accuracy"]
+    (folder / "result.json").write_text(json.dumps(result | names))
+    page = "".join(parse(write_page(tmp_path)).text)
+    assert ("the pictures that also selected the checkpoint, so slightly optimistic" in page) == (split == "domainbed")
+    assert ("kept out of training and of model selection" in page) == (split == "strict")

@@ -30,7 +30,7 @@ def test_the_best_has_the_highest_average_over_domains(tmp_path: Path) -> None:
     result = answer_to(tmp_path, {})
     assert [method.name for method in result.ranking] == ["disam", "sam"]
     assert "disam held up best" in result.headline
-    assert "60.0 %" in result.headline
+    assert "60.0\N{NO-BREAK SPACE}%" in result.headline
 
 
 def test_one_seed_is_said_to_be_no_evidence_and_shows_no_spread(tmp_path: Path) -> None:
@@ -38,6 +38,24 @@ def test_one_seed_is_said_to_be_no_evidence_and_shows_no_spread(tmp_path: Path) 
     assert "in a single seed" in result.headline
     assert "±" not in result.headline + "".join(result.caveats)
     assert any("not evidence" in caveat for caveat in result.caveats)
+
+
+@pytest.mark.parametrize(("ahead", "close"), [(0.01, True), (0.02, True), (0.03, False)])
+def test_a_single_seed_s_lead_of_two_pictures_is_too_close_to_call(tmp_path: Path, ahead: float, close: bool) -> None:
+    # One picture of a hundred in each domain is a hundredth of the average.
+    for domain, base in (("fluent", 0.7), ("line", 0.3)):
+        write_run(tmp_path, "erm", domain, accuracy=base - 0.2)
+        write_run(tmp_path, "sam", domain, accuracy=base)
+        write_run(tmp_path, "disam", domain, accuracy=base + ahead)
+    headline = answer_to(tmp_path, {}).headline
+    assert ("disam and sam are too close to call in a single seed" in headline) == close
+    assert ("held up best" in headline) == (not close)
+    assert f"{50 + 100 * ahead:.1f}" in headline
+
+
+def test_several_seeds_are_judged_by_their_spread_and_not_by_pictures(tmp_path: Path) -> None:
+    headline = answer_to(tmp_path, {"erm": [0.30, 0.40, 0.50], "sam": [0.31, 0.411, 0.509]}).headline
+    assert "sam held up best" in headline
 
 
 def test_a_tie_as_printed_is_called_one(tmp_path: Path) -> None:
@@ -54,7 +72,7 @@ def test_a_clear_lead(tmp_path: Path) -> None:
     assert lead.difference.mean == pytest.approx(0.21)
     low, high = stats.t.interval(0.95, df=2, loc=0.21, scale=stats.sem([0.22, 0.19, 0.22]))
     assert (lead.low, lead.high) == (pytest.approx(low), pytest.approx(high))
-    assert result.headline.endswith("sam held up best: 51.0 ± 0.6 % on line.")
+    assert result.headline.endswith("sam held up best: 51.0 ± 0.6\N{NO-BREAK SPACE}% on line.")
     assert any("more than the seeds explain" in caveat for caveat in result.caveats)
 
 

@@ -92,3 +92,12 @@ def test_markup_in_names_is_text(tmp_path: Path) -> None:
 
 def test_an_empty_store_says_so(tmp_path: Path) -> None:
     assert printed(tmp_path).strip() == "No finished runs."
+
+
+def test_a_number_and_its_sign_stay_on_one_line(tmp_path: Path) -> None:
+    write_benchmark(tmp_path, seeds=1)
+    for width in range(30, 90):
+        text = printed(tmp_path, width)
+        headline = text[text.index("On domains never seen") : text.index("One seed")]
+        assert not any(line.lstrip().startswith("%") for line in headline.splitlines())
+        assert "\N{NO-BREAK SPACE}%" in headline

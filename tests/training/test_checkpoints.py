@@ -210,6 +210,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_file(drawings: Path,
     answer = send_and_receive(train_with_file_limit, config, run, size)
     assert f"cannot write {state}" in answer
     assert "no space left" in answer
+    assert "it continues from the last checkpoint" in answer
     assert state.read_bytes() == before
     assert not list(run.glob(".*.part"))
     Trainer(config, out=run, command="test").fit()
@@ -253,6 +254,7 @@ def test_a_full_disk_while_the_log_is_written(drawings: Path, tmp_path: Path) ->
     run = tmp_path / "run"
     answer = send_and_receive(train_with_file_limit, config, run, 700)  # more than the config, less than the log
     assert "no space left" in answer
+    assert "checkpoint" not in answer, "there is none yet"
     assert not (run / "result.json").exists()
     Trainer(config, out=run, command="test").fit()
     assert outputs(run) == outputs(tmp_path / "whole")

@@ -325,3 +325,13 @@ def test_weights_that_are_not_finite_are_never_saved(
     with pytest.raises(NonFiniteLossError, match="weights or optimizer state are not finite after step 8, at learning"):
         fit(small_config(drawings), tmp_path)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
+
+
+def test_one_picture_a_step_is_nothing_to_normalise_by(drawings: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(drawings)
+    dataset.domains = ("noto", "line")
+    config = small_config(drawings, batch_per_domain=1, steps=2, eval_every=2)
+    with pytest.raises(SteppeError, match=r"a step has one picture.*batch_per_domain"):
+        Trainer(config, out=tmp_path / "run", dataset=dataset).fit()
+    frozen = small_config(drawings, batch_per_domain=1, steps=2, eval_every=2, frozen_batch_norm=True)
+    assert Trainer(frozen, out=tmp_path / "frozen", dataset=dataset).fit().selected_step == 2

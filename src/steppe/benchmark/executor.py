@@ -15,7 +15,7 @@ from steppe.training.files import RunLockedError
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine
 from steppe.training.progress import Report
-from steppe.training.results import Result, read_result
+from steppe.training.results import DamagedResultError, Result, read_result
 from steppe.training.trainer import Trainer
 
 POLL_SECONDS = 1.0
@@ -26,7 +26,8 @@ class Outcome:
     """What became of a job.
 
     Attributes:
-        status: ``finished``; ``failed``: recorded in its directory; ``busy``: another process is at it.
+        status: ``finished``; ``failed``: recorded in its directory, or its result there is damaged; ``busy``: another
+            process is at it.
         result: what a finished run found.
         error: what went wrong, where something did.
     """
@@ -68,6 +69,8 @@ def execute(job: Job, dataset: DomainDataset, machine: Machine, report: Report, 
         return Outcome(job, "finished", trainer.fit())
     except RunLockedError as error:
         return Outcome(job, "busy", error=str(error))
+    except DamagedResultError as error:
+        return Outcome(job, "failed", error=str(error))
     except NonFiniteLossError as error:
         record_failure(job.directory, error, command)
         return Outcome(job, "failed", error=str(error))
@@ -104,12 +107,13 @@ class InProcess:
             yield self._wait(job)
 
     def _wait(self, job: Job) -> Outcome:
-        self.report.say(f"waiting for another process that is training {job.directory}")
-        while True:
-            outcome = self._execute(job)
-            if outcome.status != "busy":
-                return outcome
+        outcome = self._execute(job)
+        if outcome.status == "busy":
+            self.report.say(f"waiting for another process that is training {job.directory}")
+        while outcome.status == "busy":
             time.sleep(POLL_SECONDS)
+            outcome = self._execute(job)
+        return outcome
 
     def _execute(self, job: Job) -> Outcome:
         return execute(job, self.dataset, self.machine, self.report, self.command)

@@ -44,13 +44,17 @@ def leave_one_domain_out(
         settings: everything else.
 
     Raises:
-        SteppeError: an algorithm or a domain is not known, nothing is left to do, or a hyper-parameter was given that
-            none of the algorithms takes.
+        SteppeError: an algorithm or a domain is not known, a domain is called ``"all"`` where all are asked for,
+            nothing is left to do, or a hyper-parameter was given that none of the algorithms takes.
     """
     settings = settings or Settings()
     if seeds < 1:
         raise SteppeError(f"seeds must be at least 1, got {seeds}")
     names = list(dict.fromkeys(parse(algorithm).name for algorithm in algorithms))
+    if ALL in held_out and ALL in dataset.domains:
+        raise SteppeError(
+            f"{ALL!r} means every domain in turn, and a domain of {dataset.name!r} is called {ALL!r}: rename it"
+        )
     domains = list(dataset.domains) if ALL in held_out else list(dict.fromkeys(held_out))
     if not names:
         raise SteppeError("no algorithm was given")

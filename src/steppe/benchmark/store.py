@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from steppe.training.config import config_id
 from steppe.training.files import is_locked, make_directory, write_json
-from steppe.training.results import RESULT
+from steppe.training.results import DamagedResultError, read_result
 
 FAILURE = "failure.json"
 
-Status = Literal["finished", "running", "failed", "partial", "new"]
+Status = Literal["finished", "running", "failed", "partial", "new", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,14 @@ class Store:
 def status(directory: Path) -> Status:
     """How far the run in ``directory`` is.
 
-    ``finished`` exactly when ``result.json`` is there; ``running`` while a process holds it; ``failed`` when its last
-    attempt ended in an error; ``partial`` when an attempt was interrupted.
+    ``finished`` exactly when ``result.json`` is there, ``damaged`` when that cannot be used; ``running`` while a
+    process holds it; ``failed`` when its last attempt ended in an error; ``partial`` when an attempt was interrupted.
     """
-    if (directory / RESULT).exists():
-        return "finished"
+    try:
+        if read_result(directory) is not None:
+            return "finished"
+    except DamagedResultError:
+        return "damaged"
     if is_locked(directory):
         return "running"
     if (directory / FAILURE).exists():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
+from steppe.training.recipes import parse
+
+if TYPE_CHECKING:
+    from steppe.data import DomainDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,12 @@ class Train:
 
     def run(self, command: str) -> int:
         """Train, print what came out."""
+        parse(self.algorithm).hyper(self.settings.hyper)
+        _check_backbone(self.settings)
+        dataset = _open(self.dataset)
         from steppe.cli.sweep import run_train
 
-        return run_train(self, command)
+        return run_train(self, dataset, command)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +110,13 @@ class Bench:
 
     def run(self, command: str) -> int:
         """Train what is missing, print the table, write the page."""
+        for algorithm in self.algorithms:
+            parse(algorithm)
+        _check_backbone(self.settings)
+        dataset = _open(self.dataset)
         from steppe.cli.sweep import run_bench
 
-        return run_bench(self, command)
+        return run_bench(self, dataset, command)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +135,7 @@ class Report:
 
     def run(self, command: str) -> int:
         """Print the table, write the page."""
-        from steppe.cli.sweep import run_report
+        from steppe.cli.show import run_report
 
         return run_report(self)
 
@@ -209,6 +220,21 @@ class DataSheet:
         from steppe.cli.data import run_sheet
 
         return run_sheet(self)
+
+
+def _open(spec: str) -> DomainDataset:
+    """The data set, every picture checked; before torch is imported, so that a wrong name is said at once."""
+    from steppe.data.catalog import open_dataset
+    from steppe.training.progress import plain_console
+
+    return open_dataset(spec, progress=plain_console().is_terminal)
+
+
+def _check_backbone(settings: Settings) -> None:
+    if settings.backbone != Settings.backbone:  # the default is known without timm, which takes seconds to import
+        from steppe.models import check_backbone
+
+        check_backbone(settings.backbone)
 
 
 Command = Demo | Train | Bench | Report | DataList | DataFetch | DataCheck | DataSheet

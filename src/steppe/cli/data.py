@@ -6,13 +6,13 @@ import io
 from typing import Literal
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from steppe.cli.commands import DataCheck, DataFetch, DataSheet
 from steppe.data import check_dataset, contact_sheet, fetch_emoji, list_datasets, open_dataset
 from steppe.errors import unknown_name
 from steppe.training.files import make_directory, write_atomically
+from steppe.training.progress import plain_console
 
 FETCHABLE = ("emoji",)
 WRONG = 1
@@ -27,9 +27,9 @@ def run_list() -> int:
     for row in list_datasets():
         counts = ["" if count is None else f"{count:,}" for count in (row.classes, row.pictures)]
         table.add_row(row.name, " ".join(row.domains), *counts, row.status)
-    console = Console()
+    console = plain_console()
     console.print(table)
-    console.print("\nAnd any folder <domain>/<class>/<pictures>: steppe bench ./my-data", highlight=False)
+    console.print("\nAnd any folder <domain>/<class>/<pictures>: steppe bench ./my-data")
     return 0
 
 
@@ -39,16 +39,16 @@ def run_fetch(options: DataFetch) -> int:
         raise unknown_name("data set to fetch", options.dataset, FETCHABLE)
     directory = fetch_emoji(options.out, options.packages)
     spec = "emoji-full" if options.out is None else str(directory)
-    Console().print(f"made {directory}\nuse it: steppe bench {spec}", highlight=False, soft_wrap=True)
+    plain_console().print(f"made {directory}\nuse it: steppe bench {spec}", soft_wrap=True)
     return 0
 
 
 def run_check(options: DataCheck) -> int:
     """What is in the set; what is wrong with it, a line each."""
-    console = Console()
+    console = plain_console()
     problems = check_dataset(options.dataset, progress=console.is_terminal)
     for problem in problems:
-        console.print(problem, highlight=False, soft_wrap=True)
+        console.print(problem, soft_wrap=True)
     if problems:
         return WRONG
     dataset = open_dataset(options.dataset, verify=False)
@@ -79,5 +79,5 @@ def run_sheet(options: DataSheet) -> int:
     sheet.save(content, format="PNG")
     make_directory(options.out.parent)
     write_atomically(options.out, lambda file: file.write(content.getvalue()))
-    Console().print(f"{options.out} ({sheet.width} × {sheet.height} pixels)", highlight=False, soft_wrap=True)
+    plain_console().print(f"{options.out} ({sheet.width} × {sheet.height} pixels)", soft_wrap=True)
     return 0

@@ -1,7 +1,8 @@
-"""What `steppe demo`, `train`, `bench` and `report` do."""
+"""What `steppe demo`, `train` and `bench` do."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,14 +13,16 @@ from rich.console import Console
 from steppe.benchmark.executor import InProcess
 from steppe.benchmark.presets import DEMO
 from steppe.benchmark.protocol import Job, jobs, leave_one_domain_out
-from steppe.benchmark.store import FAILURE, Status, Store, status
-from steppe.cli.commands import Bench, Demo, Report, Train
+from steppe.benchmark.store import FAILURE, Status, Store, forget_failure, record_failure, status
+from steppe.cli.commands import Bench, Demo, Train
 from steppe.data import DomainDataset, open_dataset
+from steppe.errors import SteppeError
 from steppe.report import load_runs, print_table, summarise, write_page
 from steppe.report.runs import Runs
 from steppe.training.config import RunConfig, Settings, run_name
+from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine
-from steppe.training.progress import Display
+from steppe.training.progress import Display, plain_console
 from steppe.training.trainer import Trainer
 
 SOME_FAILED = 1
@@ -47,10 +50,10 @@ def run_demo(options: Demo, command: str) -> int:
     )
 
 
-def run_bench(options: Bench, command: str) -> int:
+def run_bench(options: Bench, dataset: DomainDataset, command: str) -> int:
     """The comparison that was asked for."""
     return _sweep(
-        open_dataset(options.dataset, progress=_console().is_terminal),
+        dataset,
         algorithms=options.algorithms,
         held_out=options.held_out,
         seeds=options.seeds,
@@ -61,9 +64,9 @@ def run_bench(options: Bench, command: str) -> int:
     )
 
 
-def run_train(options: Train, command: str) -> int:
+def run_train(options: Train, dataset: DomainDataset, command: str) -> int:
     """One run."""
-    console = _console()
+    console = plain_console()
     fields = {name: getattr(options.settings, name) for name in Settings.__dataclass_fields__}
     config = RunConfig(
         dataset=options.dataset,
@@ -72,12 +75,23 @@ def run_train(options: Train, command: str) -> int:
         seed=options.seed,
         **fields,
     )
-    dataset = open_dataset(config.dataset, progress=console.is_terminal)
     (job,) = jobs(Store(options.out), dataset, [config])
-    with Display(console) as display:
-        result = Trainer(
-            config, out=job.directory, dataset=dataset, machine=options.machine, report=display, command=command
-        ).fit()
+    try:
+        with Display(console) as display:
+            trainer = Trainer(
+                config, out=job.directory, dataset=dataset, machine=options.machine, report=display, command=command
+            )
+            forget_failure(job.directory)
+            result = trainer.fit()
+    except NonFiniteLossError as error:
+        record_failure(job.directory, error, command)
+        print(f"error: {error}", file=sys.stderr)
+        return SOME_FAILED
+    except SteppeError:
+        raise
+    except Exception as error:
+        record_failure(job.directory, error, command)
+        raise
     content = result.content
     console.print(
         f"{content['algorithm']}, selected at step {content['selected_step']} of {content['steps']} "
@@ -86,16 +100,6 @@ def run_train(options: Train, command: str) -> int:
     console.print(f"  held out, {content['held_out']}: {100 * result.held_out_accuracy:.1f} %")
     console.print(f"  in domain: {100 * result.in_domain_accuracy:.1f} %")
     console.print(f"  {result.path}", soft_wrap=True)
-    return 0
-
-
-def run_report(options: Report) -> int:
-    """The table and the page of everything in a store."""
-    console = _console()
-    runs = load_runs(options.runs)
-    page = write_page(options.runs, options.out)
-    print_table(summarise(runs), console)
-    console.print(f"\npage: {page}", soft_wrap=True)
     return 0
 
 
@@ -110,7 +114,7 @@ def _sweep(
     out: Path,
     command: str,
 ) -> int:
-    console = _console()
+    console = plain_console()
     configs = leave_one_domain_out(dataset, algorithms=algorithms, held_out=held_out, seeds=seeds, settings=settings)
     store = Store(out)
     planned = jobs(store, dataset, configs)
@@ -123,7 +127,8 @@ def _sweep(
             name = run_name(outcome.job.config)
             if outcome.result is None:
                 failed = True
-                display.say(f"{name}: failed; {outcome.job.directory / FAILURE}")
+                record = outcome.job.directory / FAILURE
+                display.say(f"{name}: failed; {record if record.exists() else outcome.error}")
             else:
                 display.say(
                     f"{name}: {100 * outcome.result.held_out_accuracy:.1f} % there, "
@@ -146,9 +151,11 @@ def _announce(console: Console, dataset: DomainDataset, planned: Sequence[Job]) 
         "partial": "to be continued",
         "failed": "failed before and tried again",
         "running": "at work in another process",
+        "damaged": "with a damaged result",
     }
     told = [f"{counts[state]} {note}" for state, note in notes.items() if counts[state]]
-    console.print(f"{len(planned)} runs" + (f", of which {', '.join(told)}" if told else ""), highlight=False)
+    runs = "1 run" if len(planned) == 1 else f"{len(planned)} runs"
+    console.print(runs + (f", of which {', '.join(told)}" if told else ""))
 
 
 def _show(console: Console, store: Store, planned: Sequence[Job]) -> None:
@@ -165,7 +172,3 @@ def _show(console: Console, store: Store, planned: Sequence[Job]) -> None:
     print_table(summarise(runs), console)
     if found:
         console.print(f"\npage: {write_page(store.root)}", soft_wrap=True)
-
-
-def _console() -> Console:
-    return Console()

@@ -83,5 +83,13 @@ class DomainDataset(abc.ABC):
 
     def check_domain(self, domain: str) -> None:
         """Raises SteppeError with near matches unless ``domain`` is one of this set's."""
-        if domain not in self.domains:
-            raise unknown_name(f"domain of {self.name!r}", domain, self.domains)
+        self._check_name("domain", domain, self.domains)
+
+    def check_class(self, name: str) -> None:
+        """Raises SteppeError with near matches unless ``name`` is one of this set's classes."""
+        self._check_name("class", name, self.classes)
+
+    def _check_name(self, kind: str, name: str, known: tuple[str, ...]) -> None:
+        if name not in known:
+            hint = str(unknown_name(kind, name, known)).removeprefix(f"unknown {kind} {name!r}")
+            raise SteppeError(f"unknown {kind} {name!r} of {self.name!r}{hint}")

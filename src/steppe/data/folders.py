@@ -93,6 +93,11 @@ def _scan(root: Path) -> dict[str, dict[str, list[str]]]:
         }
         for domain in _folders(root)
     }
+    _check_name(str(root))
+    for by_class in layout.values():
+        for files in by_class.values():
+            for file in files:
+                _check_name(f"{root}/{file}")
     expected = f"expected {root}/<domain>/<class>/<pictures>"
     if not layout:
         raise SteppeError(f"{root} has no folders in it; {expected}")
@@ -102,6 +107,14 @@ def _scan(root: Path) -> dict[str, dict[str, list[str]]]:
             hint = f": {loose} lies in the domain itself, the level of classes is missing" if loose else ""
             raise SteppeError(f"domain {domain!r} of {root} has no pictures{hint}; {expected}")
     return layout
+
+
+def _check_name(path: str) -> None:
+    """Raises SteppeError where a name's bytes are no UTF-8: no file of a run could hold it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise SteppeError(f"the name of {path!r} is not UTF-8 text: rename it") from error
 
 
 def _lacks_class(root: Path, domain: str, name: str, layout: dict[str, dict[str, list[str]]]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from steppe.data.domains import DomainDataset
-from steppe.errors import SteppeError, unknown_name
+from steppe.errors import SteppeError
 
 HEADING = 20  # pixels above each class
 CAPTION = 84  # pixels left of each row
@@ -32,8 +32,7 @@ def contact_sheet(
         SteppeError: unknown class or domain, or a picture that cannot be read.
     """
     for name in classes or ():
-        if name not in dataset.classes:
-            raise unknown_name(f"class of {dataset.name!r}", name, dataset.classes)
+        dataset.check_class(name)
     for domain in domains or ():
         dataset.check_domain(domain)
     if tile < 1 or per_class < 1:

@@ -53,11 +53,29 @@ def build_backbone(
     if name == EMBEDDED:
         backbone = efficientnet_lite0(pretrained=download)
     else:
-        _check_name(name)
+        check_backbone(name)
         backbone = _from_timm(name, pretrained=download, image_size=image_size)
     if weights is not None:
         load_weights(backbone, weights)
     return backbone
+
+
+def check_backbone(name: str) -> None:
+    """Raises SteppeError, with near matches, for a name or a tag that is not known; sources are not looked at."""
+    if name == EMBEDDED or name.startswith(_SOURCES):
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = backbone_names()
+        if difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5):
+            raise unknown_name("backbone", name, known)
+        raise SteppeError(
+            f"unknown backbone {name!r}; {EMBEDDED!r} or any of timm's {len(known)} models will do "
+            "(steppe.models.backbone_names() lists them)"
+        )
+    tags = [full.partition(".")[2] for full in timm.list_models(f"{architecture}.*", pretrained=True)]
+    if tag and tag not in tags:
+        raise unknown_name(f"pre-trained weights of {architecture}", tag, [t for t in tags if t] or ["none"])
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:
@@ -106,23 +124,6 @@ def feature_count(backbone: nn.Module) -> int:
     return cast(int, getattr(backbone, "head_hidden_size", None) or backbone.num_features)
 
 
-def _check_name(name: str) -> None:
-    if name.startswith(_SOURCES):
-        return
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        known = backbone_names()
-        if difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5):
-            raise unknown_name("backbone", name, known)
-        raise SteppeError(
-            f"unknown backbone {name!r}; {EMBEDDED!r} or any of timm's {len(known)} models will do "
-            "(steppe.models.backbone_names() lists them)"
-        )
-    tags = [full.partition(".")[2] for full in timm.list_models(f"{architecture}.*", pretrained=True)]
-    if tag and tag not in tags:
-        raise unknown_name(f"pre-trained weights of {architecture}", tag, [t for t in tags if t] or ["none"])
-
-
 def _from_timm(name: str, *, pretrained: bool, image_size: int | None) -> nn.Module:
     size: dict[str, Any] = {}
     if image_size is not None and not name.startswith(_SOURCES):
@@ -135,14 +136,14 @@ def _from_timm(name: str, *, pretrained: bool, image_size: int | None) -> nn.Mod
         raise SteppeError(
             f"cannot get the backbone {name} from timm's model hub ({_in_short(error)}); "
             f"without a connection, use {EMBEDDED!r} (its weights come with a package), "
-            "weights from a local checkpoint, or pretrained=False for random weights"
+            "weights from a local checkpoint, or pretrained=False (--no-pretrained) for random weights"
         ) from error
     except RuntimeError as error:
         if "No pretrained weights exist" not in str(error):
             raise
         raise SteppeError(
             f"timm has no pre-trained weights for {name}; use another backbone, weights from a local "
-            "checkpoint, or pretrained=False for random weights"
+            "checkpoint, or pretrained=False (--no-pretrained) for random weights"
         ) from error
     return backbone
 

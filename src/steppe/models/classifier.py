@@ -68,6 +68,11 @@ class Classifier(nn.Module):
         return self
 
 
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether any layer normalises by the statistics of a batch."""
+    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+
+
 def build_classifier(
     backbone: str,
     num_classes: int,

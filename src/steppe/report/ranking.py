@@ -13,6 +13,8 @@ from steppe.report.statistics import Comparison, Estimate, Method, estimate, rep
 
 MANY_DOMAINS = 4  # from here on the headline counts them instead of naming them
 NEVER_SEEN = "On domains never seen in training"
+PERCENT = "\N{NO-BREAK SPACE}%"
+CLOSE_CALL = 2  # pictures of each held-out domain: in a single seed, a lead of so few is not called one
 
 
 @dataclass(frozen=True)
@@ -112,17 +114,33 @@ def _headline(comparison: Comparison, ranking: Sequence[Method], best: Sequence[
     many = len(comparison.held_out)
     over = domains if many < MANY_DOMAINS else f"{many} held-out domains"
     where = f"on average over {over}" if many > 1 else f"on {domains}"
-    reached = f"{spread(top)} % {where}"
+    reached = f"{spread(top)}{PERCENT} {where}"
     if len(ranking) == 1:
         return f"{NEVER_SEEN}, {best[0].name} reached {reached}; there is nothing to compare it with."
     if len(best) > 1:
         tied = names([method.name for method in best])
-        return f"{NEVER_SEEN}, {tied} held up equally well: {percent(top.mean)} % {where}."
+        return f"{NEVER_SEEN}, {tied} held up equally well: {percent(top.mean)}{PERCENT} {where}."
+    if top.n == 1 and leads[0].difference.mean <= _close_call(comparison):
+        rival = leads[0].over
+        assert rival.average is not None
+        return (
+            f"{NEVER_SEEN}, {best[0].name} and {rival.name} are too close to call in a single seed: "
+            f"{percent(top.mean)} and {percent(rival.average.mean)}{PERCENT} {where}."
+        )
     if top.n == 1:
         return f"{NEVER_SEEN}, {best[0].name} held up best, in a single seed: {reached}."
     if not leads[0].certain:
         return f"{NEVER_SEEN}, {best[0].name} held up best, by a lead that seeds alone could explain: {reached}."
     return f"{NEVER_SEEN}, {best[0].name} held up best: {reached}."
+
+
+def _close_call(comparison: Comparison) -> float:
+    """The share of the average that `CLOSE_CALL` pictures of every held-out domain make; 0 if a count is unknown."""
+    counts = [comparison.pictures(domain) for domain in comparison.held_out]
+    if not all(count.isdigit() and int(count) > 0 for count in counts):
+        return 0.0
+    share = sum(CLOSE_CALL / int(count) for count in counts) / len(counts)
+    return share + 1e-9  # the difference of two averages is a little off
 
 
 def _caveats(

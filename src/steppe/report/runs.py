@@ -15,30 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from steppe.errors import SteppeError
+from steppe.training.results import NUMBER, flaw
 
-RESULT_VERSION = 1
 SEED_FIELDS = ("seed", "trial_seed")
 """The fields of a config that say which repetition a run is; runs that differ in nothing else are averaged.
 """
 
-NUMBER = (int, float)
-_RESULT_FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    "id": str,
-    "dataset": str,
-    "algorithm": str,
-    "held_out": str,
-    "answer": str,
-    "in_domain": str,
-    "seed": int,
-    "selected_step": int,
-    "accuracy": dict,
-    "counts": dict,
-    "held_out_accuracy": NUMBER,
-    "held_out_accuracy_all": NUMBER,
-    "in_domain_accuracy": NUMBER,
-    "validation_accuracy": NUMBER,
-    "seconds_per_step": NUMBER,
-}
 _FRACTIONS = ("held_out_accuracy", "held_out_accuracy_all", "in_domain_accuracy", "validation_accuracy")
 
 
@@ -111,7 +93,10 @@ class Run:
 
     @property
     def in_domain_accuracy(self) -> float:
-        """Mean over the source domains, on pictures that were neither trained on nor selected on."""
+        """Mean over the source domains, on pictures that were not trained on (split ``in_domain``).
+
+        Under the split ``domainbed`` they are the pictures that selected the checkpoint.
+        """
         return float(self.result["in_domain_accuracy"])
 
     @property
@@ -227,13 +212,9 @@ def _run_folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
 def _load(folder: Path) -> Run:
     result_path, config_path = folder / "result.json", folder / "config.json"
     result, config = _read_object(result_path), _read_object(config_path)
-    version = result.get("version")
-    if version != RESULT_VERSION:
-        raise UnreadableFile(result_path, f"version {version!r}; this steppe reads version {RESULT_VERSION}")
-    for name, kind in _RESULT_FIELDS.items():
-        value = result.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UnreadableFile(result_path, f"field {name!r} is missing or of the wrong type ({value!r})")
+    wrong = flaw(result)
+    if wrong:
+        raise UnreadableFile(result_path, wrong)
     for name in _FRACTIONS:
         if not 0.0 <= result[name] <= 1.0:
             raise UnreadableFile(result_path, f"{name} is {result[name]!r}, not a fraction between 0 and 1")

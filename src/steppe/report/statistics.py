@@ -94,6 +94,11 @@ class Comparison:
     def runs(self) -> tuple[Run, ...]:
         return tuple(run for method in self.methods for run in method.runs)
 
+    @property
+    def selects_on_in_domain(self) -> bool:
+        """Whether the in-domain pictures are those that selected the checkpoint: so it is in DomainBed's split."""
+        return self.in_domain == "out"
+
     def pictures(self, domain: str) -> str:
         """On how many pictures the held-out number of ``domain`` rests: ``97``, ``95–97``; empty where unknown."""
         counts = {run.result["counts"].get(domain, {}).get(self.answer) for run in self.runs if run.held_out == domain}

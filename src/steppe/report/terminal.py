@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,14 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
         console.print()
         console.print(_table(comparison.methods, block, result))
     console.print()
-    console.print(Text(result.headline, style="bold"))
+    console.print(Text(_wrapped(result.headline, console.width), style="bold"))
     for caveat in result.caveats:
-        console.print(Padding(Text(caveat), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(_wrapped(caveat, console.width - 2)), (0, 0, 0, 2), expand=False))
+
+
+def _wrapped(sentence: str, width: int) -> str:
+    """The sentence in lines; unlike rich's own wrapping, never broken at a non-breaking space."""
+    return textwrap.fill(sentence, max(width, 1), break_on_hyphens=False)
 
 
 def _columns(comparison: Comparison) -> list[list[Column]]:

@@ -15,6 +15,7 @@ from steppe.errors import SteppeError
 
 LOCK_NAME = ".lock"
 PART = ".part"
+STATE = "state.pt"
 
 
 class OutputError(SteppeError):
@@ -28,7 +29,9 @@ class RunLockedError(SteppeError):
 def output_error(path: Path, error: OSError) -> OutputError:
     """What to tell the user when the operating system refuses to write ``path``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = "no space left: free some, then give the same command again; it continues from the last checkpoint"
+        advice = "no space left: free some, then give the same command again"
+        if (path.parent / STATE).exists():
+            advice += "; it continues from the last checkpoint"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         advice = "it is read-only: choose another directory with --out"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):

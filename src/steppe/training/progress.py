@@ -18,6 +18,11 @@ from rich.progress import (
 )
 
 
+def plain_console() -> Console:
+    """The console of every command: names and paths appear as they are, whatever brackets and colons they hold."""
+    return Console(markup=False, highlight=False, emoji=False)
+
+
 class Report(Protocol):
     """What training tells about itself."""
 
@@ -69,11 +74,11 @@ class Display:
         self._runs = runs
         self._done = done
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             # Not the whole width: the terminal's echo of Ctrl-C would then wrap and leave a line behind.
             BarColumn(bar_width=min(40, max(8, console.width - 70))),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             console=console,

@@ -1,27 +1,41 @@
-"""The files that say what a finished run found; ``result.json`` is written last."""
+"""``result.json``: what a finished run found. Light: reading it needs no torch."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
-
-from steppe.data.domains import DomainDataset
-from steppe.data.splits import Splits
 from steppe.errors import SteppeError
-from steppe.training.config import canonical_json
-from steppe.training.evaluation import Evaluation
-from steppe.training.files import write_atomically, write_json
 
 RESULT = "result.json"
 VERSION = 1
+
+NUMBER = (int, float)
+FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "id": str,
+    "dataset": str,
+    "algorithm": str,
+    "held_out": str,
+    "answer": str,
+    "in_domain": str,
+    "seed": int,
+    "selected_step": int,
+    "accuracy": dict,
+    "counts": dict,
+    "held_out_accuracy": NUMBER,
+    "held_out_accuracy_all": NUMBER,
+    "in_domain_accuracy": NUMBER,
+    "validation_accuracy": NUMBER,
+    "seconds_per_step": NUMBER,
+}
+"""What every result has; there is more in it that nothing depends on."""
+
+
+class DamagedResultError(SteppeError):
+    """A ``result.json`` that is there but says nothing usable."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,11 @@ class Result:
 
     @property
     def in_domain_accuracy(self) -> float:
-        """Mean over the source domains, on pictures that were not trained on."""
+        """Mean over the source domains, on pictures that were not trained on.
+
+        Under the split ``domainbed`` they are the pictures that selected the checkpoint, so it is slightly optimistic;
+        under ``strict`` they had no part in that either.
+        """
         return float(self.content["in_domain_accuracy"])
 
     @property
@@ -56,63 +74,29 @@ def read_result(directory: Path) -> Result | None:
     """The result of the run in ``directory``, or ``None`` if it is not finished.
 
     Raises:
-        SteppeError: the file is there but cannot be read.
+        DamagedResultError: the file is there but cannot be read, or is no result.
     """
     path = directory / RESULT
     try:
-        return Result(directory, json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise SteppeError(f"cannot read {path} ({error}); delete it to train the run again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedResultError(f"cannot read {path} ({error}); delete it to train the run again") from error
+    wrong = flaw(content)
+    if wrong:
+        raise DamagedResultError(f"{path} is damaged ({wrong}); delete it to train the run again")
+    return Result(directory, content)
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor], config: dict[str, Any]) -> None:
-    """The selected weights as safetensors, with the config in its metadata."""
-    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-    # One entry only: safetensors writes several in an order that changes from process to process.
-    content = safetensors_bytes(contiguous, metadata={"config": canonical_json(config)})
-    write_atomically(path, lambda file: file.write(content))
-
-
-def write_predictions(path: Path, dataset: DomainDataset, splits: Splits, evaluation: Evaluation) -> None:
-    """What the selected checkpoint says about the answer's pictures and the source domains' in-domain pictures."""
-    content = {}
-    for domain, parts in splits.evaluation.items():
-        indices = parts[splits.answer if domain == splits.held_out else splits.in_domain]
-        found = evaluation.predictions[domain]
-        content[domain] = [
-            {
-                "key": dataset.key(domain, int(index)),
-                "index": int(index),
-                "label": int(found.label[row]),
-                "predicted": int(found.predicted[row]),
-                "confidence": round(float(found.confidence[row]), 6),
-            }
-            for index, row in zip(indices, evaluation.rows(domain, indices), strict=True)
-        ]
-    write_json(path, content)
-
-
-def measures(splits: Splits, evaluation: Evaluation) -> dict[str, Any]:
-    """The part of ``result.json`` that says how well the selected checkpoint does, and on how many pictures."""
-    held_out, sources = splits.held_out, list(splits.train)
-    accuracy = evaluation.accuracy
-    return {
-        "validation_accuracy": evaluation.validation_accuracy,
-        "accuracy": accuracy,
-        "loss": evaluation.loss,
-        "held_out_accuracy": accuracy[held_out][splits.answer],
-        "held_out_accuracy_all": accuracy[held_out]["all"],
-        "in_domain_accuracy": statistics.fmean(accuracy[domain][splits.in_domain] for domain in sources),
-        "answer": splits.answer,
-        "in_domain": splits.in_domain,
-        "counts": {
-            domain: {name: len(part) for name, part in parts.items()} for domain, parts in splits.evaluation.items()
-        },
-    }
-
-
-def write_result(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``result.json``: from then on the run is finished."""
-    write_json(path, {"version": VERSION, **content, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
+def flaw(content: Any) -> str | None:
+    """What keeps the content of a ``result.json`` from being one: its shape, its version or a field; or ``None``."""
+    if not isinstance(content, dict):
+        return "expected an object"
+    if content.get("version") != VERSION:
+        return f"version {content.get('version')!r}; this steppe reads version {VERSION}"
+    for name, kind in FIELDS.items():
+        value = content.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"field {name!r} is missing or of the wrong type ({value!r})"
+    return None

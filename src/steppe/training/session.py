@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from steppe.data.loader import Batch
-from steppe.models import Classifier, build_classifier
+from steppe.errors import SteppeError
+from steppe.models import Classifier, build_classifier, has_batch_norm
 from steppe.sharpness import SharpnessAware
 from steppe.tasks.classification import sample_losses
 from steppe.training.checkpoints import random_state, restore_random_state
@@ -31,6 +32,9 @@ class Session:
         accelerator: holds the device, the precision and, for fp16, the scaler.
         classes: the number of classes.
         domains: the source domains, in the order of a batch's domain index.
+
+    Raises:
+        SteppeError: the backbone cannot be had, or its batch normalisation would see one picture a step.
     """
 
     def __init__(self, config: RunConfig, accelerator: Accelerator, *, classes: int, domains: tuple[str, ...]) -> None:
@@ -45,6 +49,11 @@ class Session:
             frozen_batch_norm=config.frozen_batch_norm,
             image_size=config.image_size,
         )
+        if config.batch_per_domain * len(domains) == 1 and not config.frozen_batch_norm and has_batch_norm(model):
+            raise SteppeError(
+                "a step has one picture, whose statistics batch normalisation cannot train on: "
+                "raise batch_per_domain or set frozen_batch_norm"
+            )
         # Convolutions of this layout take about half the time on a CPU, and use the tensor cores of a GPU.
         self.model: Classifier = accelerator.prepare(model.to(memory_format=torch.channels_last))
         self.base = base_optimizer(config, self.model)

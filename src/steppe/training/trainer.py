@@ -23,24 +23,18 @@ from steppe.data.loader import Batch, balanced_loader, evaluation_loader
 from steppe.data.splits import make_splits
 from steppe.data.transforms import eval_transform, train_transform
 from steppe.errors import SteppeError
+from steppe.models import check_backbone
 from steppe.training.checkpoints import CorruptCheckpointError, all_finite, load_checkpoint, save_checkpoint
 from steppe.training.config import RunConfig, config_id, run_name
 from steppe.training.evaluation import Evaluation, evaluate
-from steppe.training.files import make_directory, remove_leftovers, run_lock, write_json
+from steppe.training.files import STATE, make_directory, remove_leftovers, run_lock, write_json
 from steppe.training.interruption import Interruption
 from steppe.training.losses import ADVICE, NonFiniteLossError
 from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
 from steppe.training.metrics import MetricsLog
+from steppe.training.outputs import measures, write_predictions, write_result, write_weights
 from steppe.training.progress import Report, Silent
-from steppe.training.results import (
-    RESULT,
-    Result,
-    measures,
-    read_result,
-    write_predictions,
-    write_result,
-    write_weights,
-)
+from steppe.training.results import RESULT, Result, read_result
 from steppe.training.session import Session
 from steppe.training.stopwatch import Stopwatch
 
@@ -85,6 +79,7 @@ class Trainer:
         report: Report | None = None,
         command: str | None = None,
     ) -> None:
+        check_backbone(config.backbone)
         self.config = config
         self.out = Path(out)
         self.machine = machine or Machine()
@@ -217,7 +212,7 @@ class Trainer:
 
     @property
     def _state_path(self) -> Path:
-        return self.out / "state.pt"
+        return self.out / STATE
 
     @property
     def _kept(self) -> str:

@@ -14,7 +14,6 @@
   const from = (runs) => `<br>${runs.length === 1 ? "run" : "runs"} ${runs.map(text).join(", ")}`;
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const ink = (method) => (dark.matches && !printing ? method.ink.dark : method.ink.light);
-  const faint = (colour, alpha) => colour + Math.round(255 * alpha).toString(16).padStart(2, "0");
 
   // On paper a chart has the width of an upright page, whatever the window's.
   const fit = (element) => { element.style.width = printing ? "17cm" : ""; };
@@ -63,9 +62,10 @@
         textfont: { color: dark.matches && !printing ? "#15181b" : "#ffffff", size: 11 }, constraintext: "none",
         hovertext: cells.map((cell) => hover(cell, "held-out")), hoverinfo: "text",
       });
+      // On paper of its own, so that a diamond is seen on the bar of its own colour too.
       traces.push({
         type: "scatter", mode: "markers", name: `${method.name}, in-domain`, x: places, y: cells.map((cell) => 100 * cell.in_domain.mean),
-        marker: { symbol: "diamond-open", size: 9, color: faint(colour, 0.8), line: { width: 1.6 } },
+        marker: { symbol: "diamond", size: 10, color: style("--paper"), line: { color: colour, width: 1.6 } },
         hovertext: cells.map((cell) => hover(cell, "in-domain")), hoverinfo: "text", cliponaxis: false,
       });
     });

@@ -7,8 +7,9 @@ for torch, nor an optimizer for the benchmark.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from steppe.lazy import lazy_names
 
 if TYPE_CHECKING:
     from steppe import data as data
@@ -53,35 +54,22 @@ __all__ = [
 ]
 # Trainer and data are public too, but a star import must work where only torch is installed.
 
-_HOMES = {
-    "sharpness": ("SharpnessAware",),
-    "parts": ("Parts",),
-    "methods": ("SAM", "ASAM", "GSAM", "SAGM", "DISAM"),
-    "objectives": ("Objective", "Mean", "DomainVariance", "domain_means"),
-    "geometries": ("Geometry", "Leaves", "Euclidean", "Adaptive"),
-    "radii": ("Radius", "Constant", "Proportional"),
-    "descents": ("Descent", "Perturbed", "SurrogateGap", "GradientMatching"),
-    "groups": ("parameter_groups",),
-    "errors": ("SteppeError",),
-    "training.trainer": ("Trainer",),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module, or the room ``data``, saying what to install where something is missing."""
-    if name not in _HOME and name != "data":
-        raise AttributeError(f"module 'steppe' has no attribute {name!r}")
-    try:
-        module = importlib.import_module(f"steppe.{_HOME.get(name, name)}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("steppe"):
-            raise
-        what = f"steppe.{name} needs {error.name!r}: pip install 'steppe[bench]'"
-        raise ModuleNotFoundError(what, name=error.name) from error
-    value = module if name == "data" else getattr(module, name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "sharpness": ("SharpnessAware",),
+        "parts": ("Parts",),
+        "methods": ("SAM", "ASAM", "GSAM", "SAGM", "DISAM"),
+        "objectives": ("Objective", "Mean", "DomainVariance", "domain_means"),
+        "geometries": ("Geometry", "Leaves", "Euclidean", "Adaptive"),
+        "radii": ("Radius", "Constant", "Proportional"),
+        "descents": ("Descent", "Perturbed", "SurrogateGap", "GradientMatching"),
+        "groups": ("parameter_groups",),
+        "errors": ("SteppeError",),
+        "training.trainer": ("Trainer",),
+        "data": (),
+    },
+)
 
 
 def __dir__() -> list[str]:

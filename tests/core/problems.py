@@ -106,3 +106,19 @@ def gsam(alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
         return gp - alpha * (g - parallel)
 
     return descent
+
+
+def closure_for(optimizer, model: nn.Module, problem: Problem, hook: Callable[[float], object] = lambda call: None):
+    """A closure as a user writes it; ``hook`` is called in pass k with k before ``backward()``, with k + ½ after it."""
+    calls = iter(range(10))
+
+    def closure():
+        call = next(calls)
+        optimizer.zero_grad()
+        loss = optimizer.objective(losses_of(model, problem), problem.domain)
+        hook(call)
+        loss.backward()
+        hook(call + 0.5)
+        return loss
+
+    return closure

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from steppe.lazy import lazy_names
 
 if TYPE_CHECKING:
     from steppe.data.catalog import DatasetRow as DatasetRow
@@ -25,31 +26,17 @@ if TYPE_CHECKING:
     from steppe.data.transforms import train_transform as train_transform
 
 # A data set is opened, and looked at, without torch; so nothing is imported before it is asked for.
-_HOMES = {
-    "open_dataset": "catalog",
-    "dataset_names": "catalog",
-    "list_datasets": "catalog",
-    "DatasetRow": "catalog",
-    "check_dataset": "catalog",
-    "fetch_emoji": "emoji_build",
-    "contact_sheet": "sheet",
-    "DomainDataset": "domains",
-    "ImageFolders": "folders",
-    "Splits": "splits",
-    "make_splits": "splits",
-    "split_indices": "splits",
-    "train_transform": "transforms",
-    "eval_transform": "transforms",
-    "Batch": "loader",
-    "balanced_loader": "loader",
-    "evaluation_loader": "loader",
+_HOMES: dict[str, tuple[str, ...]] = {
+    "catalog": ("open_dataset", "dataset_names", "list_datasets", "DatasetRow", "check_dataset"),
+    "emoji_build": ("fetch_emoji",),
+    "sheet": ("contact_sheet",),
+    "domains": ("DomainDataset",),
+    "folders": ("ImageFolders",),
+    "splits": ("Splits", "make_splits", "split_indices"),
+    "transforms": ("train_transform", "eval_transform"),
+    "loader": ("Batch", "balanced_loader", "evaluation_loader"),
 }
 
-__all__ = list(_HOMES)
+__all__ = [name for names in _HOMES.values() for name in names]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'steppe.data' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"steppe.data.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

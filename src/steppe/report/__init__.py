@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from steppe.lazy import lazy_names
 
 if TYPE_CHECKING:
     from steppe.report.page import write_page as write_page
@@ -17,23 +18,13 @@ if TYPE_CHECKING:
     from steppe.report.terminal import print_table as print_table
 
 # The store is read without the libraries that draw; so nothing is imported before it is asked for.
-_HOMES = {
-    "load_runs": "runs",
-    "Run": "runs",
-    "Runs": "runs",
-    "Problem": "runs",
-    "UnreadableFile": "runs",
-    "summarise": "statistics",
-    "Summary": "statistics",
-    "print_table": "terminal",
-    "write_page": "page",
+_HOMES: dict[str, tuple[str, ...]] = {
+    "runs": ("load_runs", "Run", "Runs", "Problem", "UnreadableFile"),
+    "statistics": ("summarise", "Summary"),
+    "terminal": ("print_table",),
+    "page": ("write_page",),
 }
 
-__all__ = list(_HOMES)
+__all__ = [name for names in _HOMES.values() for name in names]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'steppe.report' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"steppe.report.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

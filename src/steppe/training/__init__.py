@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from steppe.lazy import lazy_names
 
 if TYPE_CHECKING:
     from steppe.training.config import RunConfig as RunConfig
@@ -19,25 +20,17 @@ if TYPE_CHECKING:
     from steppe.training.trainer import Trainer as Trainer
 
 # The command line shows its help without importing torch, so nothing is imported before it is asked for.
-_HOMES = {
-    "Trainer": "trainer",
-    "RunConfig": "config",
-    "Settings": "config",
-    "Machine": "machine",
-    "Result": "results",
-    "Recipe": "recipes",
-    "parse": "recipes",
-    "NonFiniteLossError": "losses",
-    "OutputError": "files",
-    "RunLockedError": "files",
-    "Interrupted": "interruption",
+_HOMES: dict[str, tuple[str, ...]] = {
+    "trainer": ("Trainer",),
+    "config": ("RunConfig", "Settings"),
+    "machine": ("Machine",),
+    "results": ("Result",),
+    "recipes": ("Recipe", "parse"),
+    "losses": ("NonFiniteLossError",),
+    "files": ("OutputError", "RunLockedError"),
+    "interruption": ("Interrupted",),
 }
 
-__all__ = list(_HOMES)
+__all__ = [name for names in _HOMES.values() for name in names]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'steppe.training' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"steppe.training.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -120,7 +120,7 @@ def main() -> None:
                     inside.append(accuracy(dataset, splits, model, splits.train, splits.in_domain))
                     outside.append(accuracy(dataset, splits, model, [HELD_OUT], splits.answer))
                 cosines = [cosine for cosine, _ in compared]
-                near = f"{statistics.median(cosines):.4f}, {min(cosines):.4f}" if compared else ""
+                near = f"{statistics.median(cosines):.3f}, {min(cosines):.3f}" if compared else ""
                 far = f"{max(distance for _, distance in compared):.3f}" if compared else ""
                 print(
                     f"| {name} | {lam} | {'shared' if shared else 'exact'} | {near} | {far} "

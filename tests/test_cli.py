@@ -115,6 +115,17 @@ def test_help_does_not_load_the_heavy_libraries() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = "import sys; from steppe.cli import main; main(['train', '--help'])"
+    child = subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.wait() == 128 + signal.SIGPIPE
+    assert child.stderr.read() == b""
+
+
 def test_version() -> None:
     done = steppe("--version")
     assert (done.returncode, done.stdout) == (0, "steppe 0.1.0\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -30,7 +31,13 @@ def run(arguments: list[str]) -> int:
             return 0
         from steppe.cli.parse import parse
 
-        return parse(arguments).run(command)
+        status = parse(arguments).run(command)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output (head, a pager) has seen enough; Python must not complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BY_SIGNAL + signal.SIGPIPE
     except SteppeError as error:
         _complain(f"error: {error}")
         return WRONG_INPUT

@@ -167,7 +167,7 @@ def _on_seeds(ranking: Sequence[Method], best: Sequence[Method], leads: Sequence
     if len(single) == len(ranking):
         said.append(
             "One seed gives no spread, so the order of the methods is not evidence; "
-            "--seeds\N{NO-BREAK SPACE}3 gives one."
+            "--seeds 3 gives one."  # a plain space: it is there to be copied
         )
     elif single:
         said.append(f"One seed only, hence no spread, for {names([method.name for method in single])}.")

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe.displacement import HALF, Displacement, widen
-from steppe.geometries import Geometry, Leaves, norms
+from steppe.displacement import Displacement
+from steppe.geometries import Geometry, Leaves
 from steppe.persistent import unshare_gradients
-from steppe.shards import is_sharded, local, locals_of, total, total_norm
+from steppe.shards import is_sharded, local, locals_of, total_norm
+from steppe.vectors import HALF, inner_product, norms, widen
 
 Group = tuple[Mapping[str, Any], float | Tensor]
 
@@ -177,22 +178,6 @@ def step_length(rho: float | Tensor, norm: Tensor) -> Tensor:
     if isinstance(rho, Tensor):
         rho = rho.to(norm.device)
     return torch.where(norm == 0, 0.0, rho / norm)
-
-
-def inner_product(x: Sequence[Tensor], y: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """⟨x, y⟩ over tensors (shards) parallel to ``parameters``, 0-dim; half precision is summed in float32."""
-    if x is y:
-        return total([length.square() for length in norms(list(x))], parameters)
-    return total([_dot(widen(a), widen(b)) for a, b in zip(x, y, strict=True)], parameters)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ a b, without a temporary where both lie in memory in the same order and without gaps."""
-    order = sorted(range(a.dim()), key=a.stride, reverse=True)
-    a, b = a.permute(order), b.permute(order)
-    if a.is_contiguous() and b.is_contiguous():
-        return torch.dot(a.reshape(-1), b.reshape(-1))
-    return torch.sum(a * b)
 
 
 def inverse_scale(scaler: torch.amp.GradScaler | None) -> Tensor | None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from steppe.batches import Share
-from steppe.climb import inner_product
 from steppe.descents import Gradients
 from steppe.memory import Memories
 from steppe.parts import Parts
@@ -16,6 +15,7 @@ from steppe.persistent import KeptGradient, unshare_gradients
 from steppe.replicas import Replicas
 from steppe.shards import as_sharded, local
 from steppe.stage import Stage
+from steppe.vectors import inner_product
 
 
 class Combining:

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from steppe.shards import sent
+from steppe.vectors import scale
 
 
 @dataclass
@@ -124,24 +124,6 @@ class GradientMatching:
 
     def __repr__(self) -> str:
         return f"GradientMatching(alpha={self.alpha}, shared={self.shared})"
-
-
-def scale(tensors: list[Tensor], factor: Tensor) -> None:
-    """Multiply by a 0-dim tensor in place, on whichever devices the tensors are."""
-    for device in dict.fromkeys(tensor.device for tensor in tensors):
-        torch._foreach_mul_([t for t in tensors if t.device == device], sent(factor, device))
-
-
-def add_scaled(tensors: list[Tensor], directions: list[Tensor], factor: Tensor) -> None:
-    """tensors ← tensors + factor · directions for a 0-dim factor, in place and without temporaries."""
-    for device in dict.fromkeys(tensor.device for tensor in tensors):
-        here = [(t, d) for t, d in zip(tensors, directions, strict=True) if t.device == device]
-        if device.type == "cpu":
-            torch._foreach_add_([t for t, _ in here], [d for _, d in here], alpha=factor.item())
-            continue
-        moved = sent(factor, device)
-        for tensor, direction in here:
-            tensor.addcmul_(direction, moved.to(tensor.dtype))
 
 
 def _check_alpha(alpha: float) -> float:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from steppe.persistent import TensorStore
-from steppe.shards import is_sharded, local, locals_of, sent
-
-HALF = (torch.float16, torch.bfloat16)
+from steppe.shards import is_sharded, local, locals_of
+from steppe.vectors import HALF, sent, widen
 
 
 class Displacement:
@@ -153,8 +152,3 @@ class Displacement:
     def _written(self) -> None:
         torch.clear_autocast_cache()
         self.reshard()
-
-
-def widen(tensor: Tensor) -> Tensor:
-    """Half precision as float32; anything else as it is."""
-    return tensor.float() if tensor.dtype in HALF else tensor

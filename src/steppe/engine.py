@@ -24,7 +24,7 @@ from steppe.parts import SLOTS, Parts
 from steppe.passes import PassName, View
 from steppe.persistent import KeptGradient
 from steppe.radii import Radius, check_radius
-from steppe.randomness import undisturbed
+from steppe.randomness import coming_seed
 from steppe.replicas import Replicas
 from steppe.running_statistics import RunningStatistics
 from steppe.shards import as_sharded, local
@@ -204,14 +204,9 @@ class Engine(OptimizerWrapper):
         )
 
     def _seed(self) -> int:
-        """What the CPU's generator would draw next, moved on by the number of steps and of seeds given in this one.
-
-        It is not drawn, and so stays the same from step to step where nothing else draws from that generator.
-        """
-        with undisturbed(()):
-            drawn = int(torch.randint(2**62, (), device="cpu").item())
+        """For a generator of a part's own: another one at each call and in each step."""
         self._stage.seeds += 1
-        return drawn + SEEDS * self._steps + self._stage.seeds
+        return coming_seed() + SEEDS * self._steps + self._stage.seeds
 
     def _refuse(self, fault: str | None) -> None:
         if fault is not None:

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from steppe.displacement import HALF
+from steppe.vectors import norms
 
 BLOCK = 2**19
 """Numbers that a CPU's caches hold of each of a few tensors."""
@@ -203,10 +203,3 @@ class Fisher:
 
     def __repr__(self) -> str:
         return f"Fisher(eta={self.eta})"
-
-
-def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
-    """The l2 norm of each tensor, 0-dim; half precision is summed in float32, where its squares do not overflow."""
-    if all(t.dtype not in HALF for t in tensors):
-        return torch._foreach_norm(tensors, 2)
-    return [torch.linalg.vector_norm(t, dtype=torch.float32 if t.dtype in HALF else None) for t in tensors]

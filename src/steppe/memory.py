@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steppe.displacement import HALF
 from steppe.shards import as_sharded, local, shard_of
+from steppe.vectors import HALF
 
 Start = Literal["zeros", "weights"]
 """What a remembered tensor is before the first step."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe.descents import add_scaled, scale
 from steppe.shards import local
+from steppe.vectors import add_scaled, scale
 
 
 class TensorStore:

@@ -40,5 +40,14 @@ def undisturbed(devices: Iterable[torch.device]) -> Iterator[None]:
         before.restore()
 
 
+def coming_seed() -> int:
+    """What the CPU's global generator would draw next. It is not drawn: nothing else in a run is shifted by it.
+
+    It stays the same until something draws from that generator, so a caller adds what tells its uses apart.
+    """
+    with undisturbed(()):
+        return int(torch.randint(2**62, (), device="cpu").item())
+
+
 def _module(device: torch.device):  # type: ignore[no-untyped-def]  # torch.cuda, torch.xpu, ...: modules of one interface
     return torch.get_device_module(device)

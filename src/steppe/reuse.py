@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from steppe.descents import Descent, Gradients, Perturbed, add_scaled, scale
-from steppe.displacement import HALF
+from steppe.descents import Descent, Gradients, Perturbed
 from steppe.memory import Start
+from steppe.vectors import HALF, add_scaled, scale
 
 
 class Reuse:

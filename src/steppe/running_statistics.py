@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter as _unnoticed
 
-from steppe.displacement import HALF
 from steppe.persistent import TensorStore, repeats
+from steppe.vectors import HALF
 
 
 class RunningStatistics:

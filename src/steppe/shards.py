@@ -86,8 +86,3 @@ def total_norm(lengths: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tenso
     device = lengths[0].device
     norm: Tensor = torch.linalg.vector_norm(torch.stack([length.to(device) for length in lengths]))
     return norm
-
-
-def sent(value: Tensor, device: torch.device) -> Tensor:
-    """A 0-dim tensor on ``device``. Nobody waits for it, but for the host, which else would read it too early."""
-    return value.to(device, non_blocking=device.type != "cpu")

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steppe.displacement import widen
 from steppe.objectives import Objective, reweighted_mean
 from steppe.replicas import Replicas
+from steppe.vectors import widen
 
 Accumulate = Literal["each", "exact"]
 

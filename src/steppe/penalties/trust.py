@@ -13,13 +13,13 @@ from steppe.groups import parameter_keys
 from steppe.memory import Memory, Start, check_by_key
 from steppe.passes import View
 from steppe.penalties.penalty import Penalty, check_at_least_zero, widened
-from steppe.randomness import RandomState, undisturbed
+from steppe.randomness import RandomState, coming_seed
 from steppe.replicas import Replicas
 from steppe.running_statistics import RunningStatistics
 from steppe.shards import local, locals_of
 from steppe.trust.divergences import Divergence
 from steppe.trust.divergences import divergence as as_divergence
-from steppe.trust.references import Reference
+from steppe.trust.references import Reference, arguments, ask
 from steppe.trust.references import reference as as_reference
 from steppe.trust.region import called_module, logits_of
 
@@ -191,21 +191,10 @@ class TrustPenalty(Penalty):
         """The reference's logits; ``None`` where the reference is the current model."""
         if self._seed is None:
             self._begin()
-        kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
-        args = () if kwargs else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        args, kwargs = arguments(inputs)
         random, self._random = self._random, None
-        model = called_module(self.model)
-        modes = {module: module.training for module in model.modules()} if self.reference_eval else {}
-        try:
-            with undisturbed(self._devices), self._statistics.preserved():
-                if random is not None:
-                    random.restore()
-                if modes:
-                    model.eval()
-                output = self.reference.outputs(model, args, kwargs, self._view())
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        model, view = called_module(self.model), self._view()
+        output = ask(self.reference, model, args, kwargs, view, evaluation=self.reference_eval, random=random)
         return None if output is None else self.logits(output)
 
     def _begin(self) -> None:
@@ -214,9 +203,7 @@ class TrustPenalty(Penalty):
         if "previous" in self._starts and parameters:
             kept = self._memory.tensors("previous", parameters, "weights", deferred=True)
             torch._foreach_copy_(kept, locals_of(parameters))
-        with undisturbed(()):
-            # What the generator would draw next, but other noise at the next step where nothing is drawn until then.
-            self._seed = int(torch.randint(2**62, (), device="cpu").item()) + int(self.state["steps"])
+        self._seed = coming_seed() + int(self.state["steps"])  # other noise at the next step, whoever else draws
 
     def _view(self) -> View:
         parameters = self._parameters

@@ -8,12 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from steppe.displacement import widen
 from steppe.errors import unknown_name
 from steppe.memory import Start
 from steppe.passes import View
-from steppe.shards import locals_of
+from steppe.randomness import RandomState, undisturbed
+from steppe.shards import local, locals_of
 from steppe.trust.noise import InputNoise
+from steppe.vectors import widen
 
 
 @runtime_checkable
@@ -106,6 +107,48 @@ class Noise:
 
     def __repr__(self) -> str:
         return f"Noise(sigma={self.noise.sigma})"
+
+
+@torch.no_grad()
+def ask(
+    reference: Reference,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    view: View,
+    *,
+    evaluation: bool,
+    random: RandomState | None = None,
+) -> Any:
+    """What a reference says, without a trace in modes, random generators and running statistics.
+
+    Args:
+        reference: who is asked; ``None`` comes back where it is the current model.
+        model: the module to call.
+        args: what it is called with.
+        kwargs: the same by keyword.
+        view: the step.
+        evaluation: ask in evaluation mode instead of the model's.
+        random: ask with this random state instead of the present one.
+    """
+    modes = {module: module.training for module in model.modules()} if evaluation else {}
+    try:
+        with undisturbed({local(p).device for p in model.parameters()}), view.unrecorded():
+            if random is not None:
+                random.restore()
+            if evaluation:
+                model.eval()
+            return reference.outputs(model, args, kwargs, view)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``inputs`` as a model is called with them: a tensor, a tuple or list, or a dict of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 def reference(

@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steppe.displacement import widen
 from steppe.passes import View, in_backward
 from steppe.radii import check_radius
-from steppe.randomness import undisturbed
 from steppe.replicas import unwrapped
-from steppe.shards import local
 from steppe.trust.divergences import Divergence, tokens_that_count
 from steppe.trust.divergences import divergence as as_divergence
-from steppe.trust.references import Reference
+from steppe.trust.references import Reference, arguments, ask
 from steppe.trust.references import reference as as_reference
+from steppe.vectors import widen
 
 MaskOf = Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor | None]
 
@@ -158,8 +156,7 @@ class TrustRegion:
             return
         if not self._explicit:
             self._sums, self._rows, self._explicit = [], [], True
-        args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (_as_tuple(inputs), {})
-        self._compare(logits, self._ask(args, kwargs), mask)
+        self._compare(logits, self._ask(*arguments(inputs)), mask)
 
     # --- the hooks ---
 
@@ -182,22 +179,15 @@ class TrustRegion:
             logits = self.logits(output)
             self._compare(logits, self._waiting.pop(), self._mask(args, kwargs, logits))
 
-    @torch.no_grad()
     def _ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """The reference's logits; ``None`` where the reference is the current model."""
         assert self._view is not None
-        view, model = self._view, called_module(self.model)
-        modes = {module: module.training for module in model.modules()} if self.reference_eval else {}
         self._asked = True
         try:
-            with undisturbed({local(p).device for p in view.parameters}), view.unrecorded():
-                if modes:
-                    model.eval()
-                output = self.reference.outputs(model, args, kwargs, view)
+            model = called_module(self.model)
+            output = ask(self.reference, model, args, kwargs, self._view, evaluation=self.reference_eval)
         finally:
             self._asked = False
-            for module, mode in modes.items():
-                module.training = mode
         return None if output is None else self.logits(output)
 
     @torch.no_grad()
@@ -286,10 +276,6 @@ def called_module(model: nn.Module) -> nn.Module:
     """The module to hook and to ask: inside DistributedDataParallel, whose own forward talks to other ranks."""
     inner: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return inner
-
-
-def _as_tuple(inputs: Any) -> tuple[Any, ...]:
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
 def _flat(rows: Tensor) -> Tensor:

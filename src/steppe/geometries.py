@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from steppe.vectors import norms
+from steppe.vectors import dot, norms
 
 BLOCK = 2**19
 """Numbers that a CPU's caches hold of each of a few tensors."""
@@ -190,15 +190,21 @@ class Fisher:
         return [length for block in leaves.blocks() for length in self._direction(block)]
 
     def _direction(self, leaves: Leaves) -> Sequence[Tensor]:
-        gradients, root = leaves.gradients, leaves.scratch
-        torch._foreach_copy_(root, leaves.measured or gradients)
-        torch._foreach_mul_(root, root)
-        torch._foreach_mul_(root, self.eta)
-        torch._foreach_add_(root, 1.0)
-        torch._foreach_sqrt_(root)  # √F; twice a division by it, and the norm in between
-        torch._foreach_div_(gradients, root)
+        gradients, fisher = leaves.gradients, leaves.scratch
+        torch._foreach_copy_(fisher, leaves.measured or gradients)
+        torch._foreach_mul_(fisher, fisher)
+        torch._foreach_mul_(fisher, self.eta)
+        torch._foreach_add_(fisher, 1.0)
+        if all(g.device.type == "cpu" for g in gradients):  # where roots and divisions cost, not launches
+            torch._foreach_reciprocal_(fisher)
+            torch._foreach_mul_(fisher, gradients)
+            squares = [dot(g, d) for g, d in zip(gradients, fisher, strict=True)]
+            torch._foreach_copy_(gradients, fisher)
+            return torch._foreach_sqrt(squares)
+        torch._foreach_sqrt_(fisher)  # √F; twice a division by it, and the norm in between
+        torch._foreach_div_(gradients, fisher)
         lengths = norms(gradients)  # of F^(−1/2) g: √(gᵀ F⁻¹ g)
-        torch._foreach_div_(gradients, root)
+        torch._foreach_div_(gradients, fisher)
         return lengths
 
     def __repr__(self) -> str:

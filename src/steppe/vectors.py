@@ -31,11 +31,12 @@ def inner_product(x: Sequence[Tensor], y: Sequence[Tensor], parameters: Sequence
     """⟨x, y⟩ over tensors (shards) parallel to ``parameters``, 0-dim; half precision is summed in float32."""
     if x is y:
         return total([length.square() for length in norms(list(x))], parameters)
-    return total([_dot(widen(a), widen(b)) for a, b in zip(x, y, strict=True)], parameters)
+    return total([dot(a, b) for a, b in zip(x, y, strict=True)], parameters)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ a b, without a temporary where both lie in memory in the same order and without gaps."""
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a b, 0-dim, without a temporary where both lie in memory in the same order and without gaps."""
+    a, b = widen(a), widen(b)
     order = sorted(range(a.dim()), key=a.stride, reverse=True)
     a, b = a.permute(order), b.permute(order)
     if a.is_contiguous() and b.is_contiguous():

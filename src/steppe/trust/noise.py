@@ -58,8 +58,9 @@ class InputNoise:
             if generator is None:
                 assert present is not None  # set before each call
                 generator = generators[x.device] = torch.Generator(x.device).manual_seed(present)
-            z = torch.empty_like(x).normal_(generator=generator)
-            return x + self.sigma * z
+            # Drawn in the order of the indices whatever the layout of x: strided draws are eight times slower on a CPU.
+            z = torch.empty_like(x, memory_format=torch.contiguous_format).normal_(generator=generator)
+            return torch.add(x, z, alpha=self.sigma)
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

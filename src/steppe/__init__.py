@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 from steppe.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from steppe import analysis as analysis
+    from steppe import averaging as averaging
     from steppe import data as data
     from steppe import penalties as penalties
+    from steppe.averaging.lookahead import Lookahead
+    from steppe.averaging.swad import SWAD
     from steppe.descents import Descent, GradientMatching, Gradients, Perturbed, SurrogateGap
     from steppe.errors import SteppeError
     from steppe.estimates import Friendly, Smoothed
@@ -82,7 +86,11 @@ __all__ = [
     "GradientMatching",
     "Reuse",
     "View",
+    "Lookahead",
+    "SWAD",
+    "averaging",
     "penalties",
+    "analysis",
     "build",
     "Method",
     "parameter_groups",
@@ -118,7 +126,11 @@ __getattr__ = lazy_names(
         "descents": ("Descent", "Gradients", "Perturbed", "SurrogateGap", "GradientMatching"),
         "reuse": ("Reuse",),
         "passes": ("View",),
+        "averaging": (),
+        "averaging.lookahead": ("Lookahead",),
+        "averaging.swad": ("SWAD",),
         "penalties": (),
+        "analysis": (),
         "groups": ("parameter_groups",),
         "errors": ("SteppeError",),
         "training.recipes": ("build",),

@@ -124,8 +124,13 @@ class SharpnessAware(Engine):
             domain: the domain of each sample.
 
         Returns:
-            The parts in the order given, ``domain`` last where given: ``x, y, domain = optimizer.ascent_batch(x, y,
-            domain=domain)``. A single one comes bare.
+            The parts in the order given, ``domain`` last where given. A single one comes bare. In a closure give them
+            names of their own, as a name that is assigned there is local from its first line on::
+
+                part, labels, domains = optimizer.ascent_batch(x, y, domain=domain)
+
+        Raises:
+            ValueError: there is no tensor, they differ in length, or they have fewer samples than ``m``.
         """
         given = batch if domain is None else (*batch, domain)
         phase = self._stage.phase if self._stage.climbs else None

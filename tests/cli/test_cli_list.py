@@ -128,3 +128,30 @@ def test_what_a_step_costs(
     name: str, cost: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cost in " ".join(printed(capsys, monkeypatch, name).split())
+
+
+@pytest.mark.parametrize(
+    ("name", "saves"),
+    [
+        ("gsam", False),
+        ("sagm+tram-fisher", False),
+        ("looksam", False),
+        ("gsam+tram-fisher-shared", True),
+        ("disam+sagm", True),
+        ("disam+looksam", True),
+    ],
+)
+def test_a_shared_pass_is_promised_where_it_is_saved(
+    name: str, saves: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = " ".join(printed(capsys, monkeypatch, name, columns=200).split())
+    assert ("here only with an ascent_fraction below 1" not in page) is saves
+    passes = {}
+    for fraction in (1.0, 0.5):
+        for shared in (False, True):
+            model = nn.Linear(2, 2)
+            base = torch.optim.SGD(model.parameters(), lr=0.1)
+            method = steppe.build(name, base, model, {"ascent_fraction": fraction, "shared": shared})
+            passes[fraction, shared] = len(list(method.optimizer.passes()))
+    assert (passes[1.0, True] < passes[1.0, False]) is saves
+    assert passes[0.5, True] == passes[0.5, False] - 1

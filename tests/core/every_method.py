@@ -1,6 +1,6 @@
-"""Every method, every option that changes what a step does, and sums of many parts, on one small classifier.
+"""One small classifier and its batches, for what must hold whatever the method (:data:`problems.EVERY`) is.
 
-For what must hold whatever the method is: precision, compilation, randomness, resuming.
+Precision, compilation, randomness, resuming: in any dtype, with BatchNorm and dropout.
 """
 
 from __future__ import annotations
@@ -8,41 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import problems
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
 import steppe
-
-Make = Callable[..., steppe.SharpnessAware]
-"""(base, model, **options) → the optimizer."""
-
-
-def _sum_of_everything(base: Optimizer, model: nn.Module, **options: Any) -> steppe.SharpnessAware:
-    return steppe.DISAM(
-        base,
-        geometry=steppe.Friendly(steppe.NoisedFisher(model)),
-        radius=steppe.TrustRegion(model, "ema", decay=0.5),
-        descent=steppe.Reuse(2, descent=steppe.GradientMatching()),
-        **options,
-    )
-
-
-EVERY: dict[str, Make] = {
-    **problems.EVERY,
-    "asam-weights": lambda base, model, **o: steppe.ASAM(base, weights_only=True, model=model, **o),
-    "looksam-3": lambda base, model, **o: steppe.LookSAM(base, every=3, model=model, **o),
-    "disam+looksam": lambda base, model, **o: steppe.DISAM(base, lam=1.0, descent=steppe.Reuse(2), model=model, **o),
-    "friendly+fisher": lambda base, model, **o: steppe.SAM(
-        base, geometry=steppe.Friendly(steppe.Fisher(10.0)), model=model, **o
-    ),
-    "half of the batch": lambda base, model, **o: steppe.GSAM(base, ascent_fraction=0.5, model=model, **o),
-    "m-sharpness": lambda base, model, **o: steppe.SAGM(base, m=2, model=model, **o),
-    "exact": lambda base, model, **o: steppe.DISAM(base, lam=1.0, accumulate="exact", model=model, **o),
-    "everything": _sum_of_everything,
-}
 
 
 class Classifier(nn.Module):

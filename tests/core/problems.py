@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 import steppe
 
-MAKERS: dict[str, Callable[..., steppe.SharpnessAware]] = {
+Make = Callable[..., steppe.SharpnessAware]
+"""(base, model, **options) → the optimizer."""
+
+MAKERS: dict[str, Make] = {
     "sam": steppe.SAM,
     "asam": steppe.ASAM,
     "gsam": steppe.GSAM,
@@ -22,7 +27,18 @@ MAKERS: dict[str, Callable[..., steppe.SharpnessAware]] = {
 }
 """Methods that need no model, and a sum that takes three passes."""
 
-EVERY: dict[str, Callable[..., steppe.SharpnessAware]] = {
+
+def _sum_of_everything(base: Optimizer, model: nn.Module, sigma: float = 0.1, **options: Any) -> steppe.SharpnessAware:
+    return steppe.DISAM(
+        base,
+        geometry=steppe.Friendly(steppe.NoisedFisher(model, sigma=sigma)),
+        radius=steppe.TrustRegion(model, "ema", decay=0.5),
+        descent=steppe.Reuse(2, descent=steppe.GradientMatching()),
+        **options,
+    )
+
+
+EVERY: dict[str, Make] = {
     **{name: lambda base, model, make=make, **parts: make(base, model=model, **parts) for name, make in MAKERS.items()},
     "fisher": lambda base, model, **parts: steppe.FisherSAM(base, model=model, **parts),
     "friendly": lambda base, model, **parts: steppe.FriendlySAM(base, model=model, **parts),
@@ -37,8 +53,22 @@ EVERY: dict[str, Callable[..., steppe.SharpnessAware]] = {
     "disam+tram+sagm": lambda base, model, **parts: steppe.TRAM(
         base, model, objective=steppe.DomainVariance(0.1), descent=steppe.GradientMatching(0.01), **parts
     ),
+    "asam-weights": lambda base, model, **parts: steppe.ASAM(base, weights_only=True, model=model, **parts),
+    "looksam-3": lambda base, model, **parts: steppe.LookSAM(base, every=3, model=model, **parts),
+    "disam+looksam": lambda base, model, **parts: steppe.DISAM(
+        base, lam=1.0, descent=steppe.Reuse(2), model=model, **parts
+    ),
+    "friendly+fisher": lambda base, model, **parts: steppe.SAM(
+        base, geometry=steppe.Friendly(steppe.Fisher(10.0)), model=model, **parts
+    ),
+    "half of the batch": lambda base, model, **parts: steppe.GSAM(base, ascent_fraction=0.5, model=model, **parts),
+    "m-sharpness": lambda base, model, **parts: steppe.SAGM(base, m=2, model=model, **parts),
+    "exact": lambda base, model, **parts: steppe.DISAM(
+        base, model=model, **{"lam": 1.0, "accumulate": "exact", **parts}
+    ),
+    "everything": _sum_of_everything,
 }
-"""Every method, with the model it is for."""
+"""Every method, every option that changes what a step does, and sums of many parts, with the model they are for."""
 
 
 @dataclass

@@ -17,9 +17,11 @@ NOISELESS = {  # z is drawn anew for every call, so that a large batch has other
     "tram-fisher-shared": lambda base, model, **parts: steppe.TRAMFisher(
         base, model, sigma=0.0, shared_pass=True, **parts
     ),
+    "everything": lambda base, model, **parts: EVERY["everything"](base, model, sigma=0.0, **parts),
 }
 DIVIDED = {
-    **EVERY,
+    # The parts of micro-batches, climbed on, are others than those of a large batch.
+    **{name: make for name, make in EVERY.items() if name not in ("half of the batch", "m-sharpness")},
     **NOISELESS,
     **{
         f"tram-{name}": lambda base, model, name=name, **parts: steppe.TRAM(base, model, divergence=name, **parts)

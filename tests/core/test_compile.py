@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from every_method import EVERY, Classifier, batch, closure_of, train, weights
+from every_method import Classifier, batch, closure_of, train, weights
+from problems import EVERY
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from every_method import EVERY, Classifier, batch, weights
+from every_method import Classifier, batch, weights
+from problems import EVERY
 from test_memory import COPIES, large_model, stepper
 from test_scaler import fp16_training
 from torch import Tensor, nn

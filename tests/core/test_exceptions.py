@@ -19,7 +19,7 @@ METHODS = {
     ),
     "m = 2": lambda base, model: steppe.DISAM(base, model=model, m=2),
     "fraction": lambda base, model: steppe.SAGM(base, model=model, ascent_fraction=0.5),
-    "everything": lambda base, model: steppe.DISAM(
+    "everything, exact": lambda base, model: steppe.DISAM(
         base,
         geometry=steppe.Smoothed(steppe.NoisedFisher(model)),
         radius=steppe.TrustRegion(model, "initial"),
@@ -163,7 +163,7 @@ def test_an_exception_at_any_point_of_any_pass(name: str) -> None:
     good.third()
     stepped, points = weights(good.model), good.events.passed
     known = good.events.counted.get("clean") or good.events.counted["climb"]  # running statistics see this pass alone
-    assert len(points) > 10
+    assert len(points) > (10 if Run(name).optimizer.climbs else 5)
     other = after_the_climb(name)
     for number, point in enumerate(points):
         run = Run(name, raise_at=number)

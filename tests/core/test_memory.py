@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_method import EVERY
+from problems import EVERY
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode

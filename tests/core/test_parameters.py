@@ -43,7 +43,8 @@ def watched(optimizer, model: nn.Module, steps: int = 2) -> tuple[list[Tensor], 
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = optimizer.objective(cross_entropy(model(x), y, reduction="none"), domain)
+            part, labels, domains = optimizer.ascent_batch(x, y, domain=domain)
+            loss = optimizer.objective(cross_entropy(model(part), labels, reduction="none"), domains)
             loss.backward()
             seen.append([p.detach().clone() for p in model.parameters()])
             return loss

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from every_method import EVERY, Classifier, batch, train
-from problems import batches, closure_for, losses_of, network, weights
+from every_method import Classifier, batch, train
+from problems import EVERY, batches, closure_for, losses_of, network, weights
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 

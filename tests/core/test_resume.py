@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from every_method import EVERY, Classifier, closure_of, same
+from every_method import Classifier, closure_of, same
+from problems import EVERY
 from torch.optim import AdamW
 
 STEPS = 6

@@ -8,26 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_mnist import write_mnist
 
-from steppe.data import check_dataset, contact_sheet, dataset_names, list_datasets, open_dataset
+from steppe.data import RotatedMNIST, check_dataset, contact_sheet, dataset_names, list_datasets, open_dataset
 from steppe.data.cache import cache_directory, write_atomically
 from steppe.errors import SteppeError
 
 
 def test_names() -> None:
-    assert dataset_names() == ("emoji", "emoji-full")
+    assert dataset_names() == ("emoji", "emoji-full", "rotated-mnist", "colored-mnist")
     dataset = open_dataset("emoji")
     assert (dataset.name, dataset.spec) == ("emoji", "emoji")
     assert check_dataset("emoji") == ()
 
 
 def test_list() -> None:
-    embedded, full = list_datasets()
+    embedded, full, *mnist = list_datasets()
     assert (embedded.name, embedded.classes, embedded.pictures) == ("emoji", 10, 1532)
     assert embedded.status == "ships with steppe"
     assert "CC BY-SA 4.0" in embedded.licence
     assert (full.name, full.classes, full.pictures) == ("emoji-full", None, None)
     assert full.domains == embedded.domains
+    assert [(row.name, len(row.domains), row.classes, row.pictures, row.status) for row in mnist] == [
+        ("rotated-mnist", 6, None, None, "not fetched: steppe data fetch mnist"),
+        ("colored-mnist", 3, None, None, "not fetched: steppe data fetch mnist"),
+    ]
 
 
 def test_unknown_name_has_near_matches() -> None:
@@ -68,6 +73,15 @@ class TestContactSheet:
         assert page.size == (84 + 2 * 32, 2 * (20 + 32))
         assert page.getpixel((84 + 16, 20 + 16)) == (10, 20, 200)
         assert page.getpixel((84 + 16, 20 + 4)) == (255, 255, 255)
+
+    def test_small_pictures_are_enlarged_by_a_whole_number(self, tmp_path: Path) -> None:
+        digits = RotatedMNIST(write_mnist(tmp_path / "mnist"))
+        page = np.asarray(contact_sheet(digits, classes=["4"], domains=["0"], per_class=3))
+        members = np.flatnonzero(digits.labels("0") == 4)[:3]
+        for column, index in enumerate(members.tolist()):
+            picture = np.asarray(digits.image("0", index)).repeat(2, axis=0).repeat(2, axis=1)
+            assert np.array_equal(page[24:80, 88 + 64 * column :][:, :56], picture)
+            assert (page[20:24, 84 + 64 * column :][:, :64] == 255).all()
 
     def test_bad_requests(self) -> None:
         emoji = open_dataset("emoji")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from problems import Problem, losses_of
 from ranks import launch
-from sharded import LAYOUTS, SIZES, Deep, Rooted, gathered, joined, layers, on_one, whole_weights, wrong
+from sharded import LAYOUTS, SIZES, STEPS, Deep, Rooted, gathered, joined, layers, on_one, whole_weights, wrong
 from spread import METHODS, adamw, closure_of, sgd, shards, train
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -66,46 +66,52 @@ def test_micro_batches_are_one_large_batch(tmp_path: Path) -> None:
     assert wrong(found, lambda case: expected[LAYOUTS[case[0]][0], case[1]]) == {}
 
 
-def otherwise(rank: int) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def dealt(rank: int, steps: int = STEPS) -> list[Problem]:
+    """What one rank sees of the joined batches."""
+    return [shards(problem, SIZES)[rank] for problem in joined(steps)]
 
-    # The trust region measured in the closure, between forward and backward pass.
+
+def measured_in_the_closure(rank: int) -> nn.Module:
+    """The trust region is told between forward and backward pass."""
     model = Rooted()
     gathered(model)
     optimizer = METHODS["tram, ema"](sgd(model, 0.3), model)
-    for problem in joined():
-        mine = shards(problem, SIZES)[rank]
+    for problem in dealt(rank):
 
-        def measured(optimizer=optimizer, model=model, mine=mine) -> Tensor:
+        def measured(problem: Problem = problem) -> Tensor:
             optimizer.zero_grad()
-            logits = model(mine.x)
-            optimizer.trust(logits, mine.x)
-            losses = nn.functional.cross_entropy(logits, mine.y, reduction="none")
-            loss = optimizer.objective(losses, mine.domain)
+            logits = model(problem.x)
+            optimizer.trust(logits, problem.x)
+            losses = nn.functional.cross_entropy(logits, problem.y, reduction="none")
+            loss = optimizer.objective(losses, problem.domain)
             loss.backward()
             return loss
 
         optimizer.step(measured)
-    result["trust"] = whole_weights(model)
+    return model
 
-    # Activation checkpointing: the layer runs once more in the backward pass.
+
+def checkpointed(rank: int) -> nn.Module:
+    """A layer runs once more in the backward pass."""
     model = Deep()
     forward = model[2].forward
     model[2].forward = lambda x: checkpoint(forward, x, use_reentrant=False)
     layers(model)
-    optimizer = METHODS["disam+sagm"](sgd(model, 0.3), model)
-    train(optimizer, model, [shards(problem, SIZES)[rank] for problem in joined()])
-    result["checkpoint"] = whole_weights(model)
+    train(METHODS["disam+sagm"](sgd(model, 0.3), model), model, dealt(rank))
+    return model
 
-    # A compiled model, which is watched.
+
+def compiled(rank: int) -> nn.Module:
+    """A compiled model is watched."""
     model = Deep()
     layers(model)
-    compiled = torch.compile(model, backend="eager")
-    optimizer = METHODS["tram"](sgd(model, 0.3), compiled)
-    train(optimizer, compiled, [shards(problem, SIZES)[rank] for problem in joined()])
-    result["compiled"] = whole_weights(model)
+    called = torch.compile(model, backend="eager")
+    train(METHODS["tram"](sgd(model, 0.3), called), called, dealt(rank))
+    return model
 
-    # Two parts on each rank: together they are the two parts of the batch that has them in this order.
+
+def two_parts_a_rank(rank: int) -> nn.Module:
+    """Together they are the two parts of the batch that has them in this order."""
     model = Deep()
     layers(model)
     optimizer = METHODS["gsam"](sgd(model, 0.3), model, m=2)
@@ -113,92 +119,107 @@ def otherwise(rank: int) -> dict[str, Any]:
         parts = shards(problem, (4, 8, 4, 8))
         x, y, domain = (torch.cat(pair) for pair in zip(*map(contents, (parts[rank], parts[rank + 2])), strict=True))
         train(optimizer, model, [Problem(x, y, domain)])
-    result["parts"] = whole_weights(model)
-
-    # The passes written out, gradients clipped before the step.
-    model = Deep()
-    layers(model)
-    optimizer = METHODS["gsam"](sgd(model, 0.3), model)
-    for problem in joined():
-        closure = closure_of(optimizer, model, shards(problem, SIZES)[rank])
-        for each in optimizer.passes():
-            with each:
-                closure()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-    result["clipped"] = whole_weights(model)
-
-    # A library divides the model after the optimizer was made, and changes the parameters.
-    model = Rooted()
-    optimizer = METHODS["disam+tram+look+sagm"](sgd(model, 0.3), model)
-    layers(model)
-    optimizer.param_groups[0]["params"] = list(model.parameters())
-    problems = [shards(problem, SIZES)[rank] for problem in joined()]
-    with pytest.raises(RuntimeError, match="sharded after"):
-        train(optimizer, model, problems)
-    optimizer.attach(model)
-    train(optimizer, model, problems)
-    result["changed"] = whole_weights(model)
-
-    # bf16 for what is gathered, float32 for the shards.
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for name, make in METHODS.items():
-        model = Rooted().float()
-        layers(model, mp_policy=policy)
-        optimizer = make(adamw(model), model)
-        for problem in joined(3):
-            mine = shards(problem, SIZES)[rank]
-            optimizer.step(closure_of(optimizer, model, Problem(mine.x.float(), mine.y, mine.domain)))
-        result[f"bf16: {name}"] = (whole_weights(model), optimizer.diagnostics["radius"])
-
-    # What is refused.
-    for fault, options in (
-        ("global_ascent=False is impossible", {"model": model, "global_ascent": False}),
-        ("must know the model", {}),
-    ):
-        with pytest.raises(ValueError, match=fault):
-            steppe.SAM(sgd(model), **options)
-    with pytest.raises(RuntimeError, match="climb_dtype cannot exchange sharded"):
-        train(
-            steppe.SAM(sgd(model), model=model, climb_dtype=torch.float32),
-            model,
-            [Problem(mine.x.float(), mine.y, mine.domain)],
-        )
-    return result
+    return model
 
 
 def contents(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     return problem.x, problem.y, problem.domain
 
 
-def clipped() -> Tensor:
+def clipped(rank: int) -> nn.Module:
+    """The passes written out, and gradients clipped before the step."""
     model = Deep()
+    layers(model)
+    return clipping(model, dealt(rank))
+
+
+def clipping(model: nn.Module, problems: list[Problem]) -> nn.Module:
     optimizer = METHODS["gsam"](sgd(model, 0.3), model)
-    for problem in joined():
+    for problem in problems:
         closure = closure_of(optimizer, model, problem)
         for each in optimizer.passes():
             with each:
                 closure()
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
-    return whole_weights(model)
+    return model
+
+
+def sharded_afterwards(rank: int) -> nn.Module:
+    """A library divides the model after the optimizer was made, and changes the parameters."""
+    model = Rooted()
+    optimizer = METHODS["disam+tram+look+sagm"](sgd(model, 0.3), model)
+    layers(model)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    with pytest.raises(RuntimeError, match="sharded after"):
+        train(optimizer, model, dealt(rank))
+    optimizer.attach(model)
+    train(optimizer, model, dealt(rank))
+    return model
+
+
+WAYS: dict[Callable[[int], nn.Module], Callable[[], Tensor]] = {
+    measured_in_the_closure: lambda: on_one(Rooted, "tram, ema"),
+    checkpointed: lambda: on_one(Deep, "disam+sagm"),
+    compiled: lambda: on_one(Deep, "tram"),
+    two_parts_a_rank: lambda: on_one(Deep, "gsam", m=2),
+    clipped: lambda: whole_weights(clipping(Deep(), joined())),
+    sharded_afterwards: lambda: on_one(Rooted, "disam+tram+look+sagm"),
+}
+"""Ways to train, and the weights of one process on the joined batch."""
+
+
+def otherwise(rank: int) -> dict[str, Tensor]:
+    return {way.__name__: whole_weights(way(rank)) for way in WAYS}
 
 
 def test_other_ways_to_train(tmp_path: Path) -> None:
-    found = launch(otherwise, 2, tmp_path)
-    expected = {
-        "trust": on_one(Rooted, "tram, ema"),
-        "checkpoint": on_one(Deep, "disam+sagm"),
-        "clipped": clipped(),
-        "compiled": on_one(Deep, "tram"),
-        "parts": on_one(Deep, "gsam", m=2),
-        "changed": on_one(Rooted, "disam+tram+look+sagm"),
-    }
-    assert wrong([{case: rank[case] for case in expected} for rank in found], expected.__getitem__) == {}
-    for case in found[0].keys() - expected.keys():
-        (first, radius), (second, other) = found[0][case], found[1][case]
-        assert torch.equal(first, second), case
-        assert torch.equal(radius, other), case
-        assert torch.isfinite(first).all(), case
-        assert first.dtype == torch.float32
-        assert (first - whole_weights(Rooted().float())).norm() > 0.01, case
+    expected = {way.__name__: weights() for way, weights in WAYS.items()}
+    assert wrong(launch(otherwise, 2, tmp_path), expected.__getitem__) == {}
+
+
+def in_bf16(rank: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """bf16 for what is gathered, float32 for the shards: weights and radius of every method."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    result = {}
+    for name, make in METHODS.items():
+        model = Rooted().float()
+        layers(model, mp_policy=policy)
+        optimizer = make(adamw(model), model)
+        train(optimizer, model, [in_float32(problem) for problem in dealt(rank, steps=3)])
+        result[name] = (whole_weights(model), optimizer.diagnostics["radius"])
+    return result
+
+
+def in_float32(problem: Problem) -> Problem:
+    return Problem(problem.x.float(), problem.y, problem.domain)
+
+
+def test_weights_gathered_in_bf16(tmp_path: Path) -> None:
+    first, second = launch(in_bf16, 2, tmp_path)
+    assert first.keys() == METHODS.keys()
+    start = whole_weights(Rooted().float())
+    for name, (weights, radius) in first.items():
+        assert torch.equal(weights, second[name][0]), name
+        assert torch.equal(radius, second[name][1]), name
+        assert torch.isfinite(weights).all(), name
+        assert weights.dtype == torch.float32
+        assert (weights - start).norm() > 0.01, name
+
+
+def refused(rank: int) -> None:
+    model = Rooted().float()
+    layers(model)
+    for fault, options in (
+        ("global_ascent=False is impossible", {"model": model, "global_ascent": False}),
+        ("must know the model", {}),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            steppe.SAM(sgd(model), **options)
+    optimizer = steppe.SAM(sgd(model), model=model, climb_dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="climb_dtype cannot exchange sharded"):
+        train(optimizer, model, [in_float32(problem) for problem in dealt(rank, steps=1)])
+
+
+def test_what_sharded_parameters_cannot_have_is_refused(tmp_path: Path) -> None:
+    launch(refused, 2, tmp_path)

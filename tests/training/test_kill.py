@@ -29,13 +29,31 @@ CASES: dict[str, dict[str, Any]] = {
         "warmup": 2,
         "hyper": {"every": 3, "tram-ema.decay": 0.9},
     },
+    "rounds": {
+        "algorithm": "disam+sagm+lookahead-mean",
+        "dropout": 0.2,
+        "schedule": "cosine",
+        "hyper": {
+            "k": 6,
+            "anchor": 0.1,
+            "anchor_reduction": "sum",
+            "lookahead-mean.state": "pullback",
+            "bn_batches": 2,
+        },
+    },
+    "a valley": {
+        "algorithm": "tram+swad",
+        "optimizer": "sgd",
+        "eval_every": 3,
+        "hyper": {"n_converge": 2, "n_tolerance": 2, "bn_batches": 2},
+    },
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(case: str, drawings: Path, tmp_path: Path) -> None:
-    config = small_config(drawings, steps=20, eval_every=10, **CASES[case])
+    config = small_config(drawings, **{"steps": 20, "eval_every": 10, **CASES[case]})
     train(config, tmp_path / "whole", 4)
     moments = random.SystemRandom()
     run, killed = tmp_path / "killed", []

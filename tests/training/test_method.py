@@ -24,6 +24,11 @@ SUMS = {
     "fishr+groupdro+tram": SOON,
     "mesa+friendly+tram-ema+gsam": {"mesa.decay": 0.5, "tram-ema.decay": 0.5},
     "trpo+r3f+disam": {"m": 2},
+    "lookahead": {"k": 4, "alpha": 0.5, "state": "pullback"},
+    "lookahead-mean": {"k": 4, "alpha": 0.5, "state": "reset"},
+    "lookahead-anchor": {"k": 4, "anchor": 0.1, "anchor_reduction": "sum"},
+    "disam+tram+gsam+lookahead-mean": {"k": 4, "anchor": 0.1},
+    "friendly+swad": {"n_converge": 1},
 }
 
 

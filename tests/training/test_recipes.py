@@ -93,7 +93,15 @@ def test_erm_is_the_base_optimizer_to_the_bit() -> None:
 
 
 # Short runs: what only a later step shows must show in them.
-SOON = {"fishr": {"anneal_steps": 0}, "trpo": {"weight": 10.0}, "mesa": {"weight": 100.0, "decay": 0.5}}
+SOON = {
+    "fishr": {"anneal_steps": 0},
+    "trpo": {"weight": 10.0},
+    "mesa": {"weight": 100.0, "decay": 0.5},
+    "lookahead": {"k": 2},
+    "lookahead-mean": {"k": 2},
+    "lookahead-anchor": {"k": 3, "anchor": 1.0, "anchor_reduction": "sum"},
+    "ema": {"decay": 0.5},
+}
 
 
 def test_every_word_builds_trains_and_differs_from_every_other() -> None:
@@ -101,7 +109,14 @@ def test_every_word_builds_trains_and_differs_from_every_other() -> None:
     for name in WORDS:
         model = a_model()
         torch.manual_seed(4)
-        found[name] = train(built(name, model, SOON.get(name)), model, 3)
+        method = built(name, model, SOON.get(name))
+        train(method, model, 1)
+        method.evaluated(2.0)
+        found[name] = train(method, model, 2, first=1)
+        method.evaluated(1.0)
+        averaged = method.averaged()
+        if averaged is not None:
+            found[name] = [averaged[key] for key, _ in model.named_parameters()]
         assert all(bool(weights.isfinite().all()) for weights in found[name]), name
     for one, other in itertools.combinations(found, 2):
         assert not same(found[one], found[other]), (one, other)

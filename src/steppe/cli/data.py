@@ -9,12 +9,14 @@ import numpy as np
 from rich.table import Table
 
 from steppe.cli.commands import DataCheck, DataFetch, DataSheet
-from steppe.data import check_dataset, contact_sheet, fetch_emoji, list_datasets, open_dataset
+from steppe.data import check_dataset, contact_sheet, fetch_emoji, fetch_mnist, list_datasets, open_dataset
+from steppe.data.mnist_files import SIDE
 from steppe.errors import unknown_name
+from steppe.training.config import PLAIN_BACKBONE
 from steppe.training.files import make_directory, write_atomically
 from steppe.training.progress import plain_console
 
-FETCHABLE = ("emoji",)
+FETCHABLE = {"emoji": fetch_emoji, "mnist": fetch_mnist}
 WRONG = 1
 
 
@@ -37,9 +39,13 @@ def run_fetch(options: DataFetch) -> int:
     """Make the set and say where it is."""
     if options.dataset not in FETCHABLE:
         raise unknown_name("data set to fetch", options.dataset, FETCHABLE)
-    directory = fetch_emoji(options.out, options.packages)
-    spec = "emoji-full" if options.out is None else str(directory)
-    plain_console().print(f"made {directory}\nuse it: steppe bench {spec}", soft_wrap=True)
+    directory = FETCHABLE[options.dataset](options.out, options.packages)
+    if options.dataset == "mnist":
+        spec = "rotated-mnist" if options.out is None else str(directory / "rotated-mnist")
+        use = f"{spec} --backbone {PLAIN_BACKBONE} --image-size {SIDE}"
+    else:
+        use = "emoji-full" if options.out is None else str(directory)
+    plain_console().print(f"made {directory}\nuse it: steppe bench {use}", soft_wrap=True)
     return 0
 
 

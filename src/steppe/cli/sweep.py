@@ -95,9 +95,15 @@ def run_train(options: Train, dataset: DomainDataset, command: str) -> int:
         record_failure(job.directory, error, command)
         raise
     content = result.content
+    validation = f"{100 * content['validation_accuracy']:.1f} % in validation"
+    average = content.get("average")
     console.print(
-        f"{content['algorithm']}, selected at step {content['selected_step']} of {content['steps']} "
-        f"by {100 * content['validation_accuracy']:.1f} % in validation"
+        f"{content['algorithm']}, "
+        + (
+            f"selected at step {content['selected_step']} of {content['steps']} by {validation}"
+            if average is None
+            else f"the mean of steps {average['start']} to {average['end']} of {content['steps']}, {validation}"
+        )
     )
     console.print(f"  held out, {content['held_out']}: {100 * result.held_out_accuracy:.1f} %")
     console.print(f"  in domain: {100 * result.in_domain_accuracy:.1f} %")

@@ -11,7 +11,7 @@ from steppe.cli.commands import List
 from steppe.training.hyper import WORDS, by_slot
 from steppe.training.progress import plain_console
 from steppe.training.recipes import Recipe, parse
-from steppe.training.words import COMMON, RHO, SHARED, SLOTS, Parameter, Value, Word
+from steppe.training.words import COMMON, RHO, SHARED, SHARED_PASS, SLOTS, Parameter, Value, Word
 
 OTHERWISE: Mapping[str, str] = {
     "objective": "the mean loss",
@@ -136,8 +136,15 @@ def _hyper(recipe: Recipe) -> Table:
     table.add_column("meaning")
     for full, parameter in recipe.names.parameters.items():
         shown = parameter.name if parameter.name in SHARED else full
-        table.add_row(shown, _default(parameter), f"{parameter.meaning}; {parameter.range}")
+        table.add_row(shown, _default(parameter), f"{_meaning(recipe, parameter)}; {parameter.range}")
     return table
+
+
+def _meaning(recipe: Recipe, parameter: Parameter) -> str:
+    """What a hyper-parameter means in this sum: some climbs have ∇L(w) for their gradient, and no pass to save."""
+    if parameter.name != SHARED_PASS.name or _passes(recipe, shared=True) < _passes(recipe):
+        return parameter.meaning
+    return f"{parameter.meaning} (here only with an ascent_fraction below 1: of a whole batch it is ∇L(w))"
 
 
 def _bare_names(recipe: Recipe) -> str:
@@ -154,16 +161,21 @@ def _bare_names(recipe: Recipe) -> str:
 
 
 def _cost(recipe: Recipe) -> str:
-    """The passes of a step, counted on the engine."""
+    """The passes of a step, and what else its words cost."""
+    passes = _passes(recipe)
+    number = "1 pass, as erm" if passes == 1 else f"{passes} passes, to erm's 1"
+    more = (word.cost for word in recipe.words if word.cost)
+    return "; ".join([f"A step takes {number} (forward and backward)", *more]) + "."
+
+
+def _passes(recipe: Recipe, **hyper: Value) -> int:
+    """The passes of a step that climbs, counted on the engine."""
     import torch
     from torch import nn
 
     model = nn.Linear(1, 2)
-    method = recipe.build(torch.optim.SGD(model.parameters(), lr=0.1), model, head=model, domains=2)
-    passes = len(list(method.optimizer.passes()))
-    number = "1 pass, as erm" if passes == 1 else f"{passes} passes, to erm's 1"
-    more = (word.cost for word in recipe.words if word.cost)
-    return "; ".join([f"A step takes {number} (forward and backward)", *more]) + "."
+    method = recipe.build(torch.optim.SGD(model.parameters(), lr=0.1), model, hyper, head=model, domains=2)
+    return len(list(method.optimizer.passes()))
 
 
 def _example(recipe: Recipe) -> dict[str, float]:

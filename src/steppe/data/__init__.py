@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from steppe.data.loader import Batch as Batch
     from steppe.data.loader import balanced_loader as balanced_loader
     from steppe.data.loader import evaluation_loader as evaluation_loader
+    from steppe.data.mnist import ColoredMNIST as ColoredMNIST
+    from steppe.data.mnist import RotatedMNIST as RotatedMNIST
+    from steppe.data.mnist_files import fetch_mnist as fetch_mnist
     from steppe.data.sheet import contact_sheet as contact_sheet
     from steppe.data.splits import Splits as Splits
     from steppe.data.splits import make_splits as make_splits
     from steppe.data.splits import split_indices as split_indices
+    from steppe.data.tensors import TensorDomains as TensorDomains
     from steppe.data.transforms import eval_transform as eval_transform
+    from steppe.data.transforms import tensor_transform as tensor_transform
     from steppe.data.transforms import train_transform as train_transform
 
 # A data set is opened, and looked at, without torch; so nothing is imported before it is asked for.
@@ -31,9 +36,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "emoji_build": ("fetch_emoji",),
     "sheet": ("contact_sheet",),
     "domains": ("DomainDataset",),
+    "tensors": ("TensorDomains",),
     "folders": ("ImageFolders",),
+    "mnist": ("RotatedMNIST", "ColoredMNIST"),
+    "mnist_files": ("fetch_mnist",),
     "splits": ("Splits", "make_splits", "split_indices"),
-    "transforms": ("train_transform", "eval_transform"),
+    "transforms": ("train_transform", "eval_transform", "tensor_transform"),
     "loader": ("Batch", "balanced_loader", "evaluation_loader"),
 }
 

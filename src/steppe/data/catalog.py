@@ -10,9 +10,28 @@ from pathlib import Path
 from steppe.data.domains import DomainDataset
 from steppe.data.emoji import EMBEDDED, EmojiStyles, embedded_emoji, full_directory, full_emoji, is_emoji_directory
 from steppe.data.folders import ImageFolders
+from steppe.data.mnist import ColoredMNIST, RotatedMNIST, mnist_from_spec
+from steppe.data.mnist_files import mnist_directory
 from steppe.errors import SteppeError, unknown_name
 
-_NAMED: dict[str, Callable[[], EmojiStyles]] = {"emoji": embedded_emoji, "emoji-full": full_emoji}
+
+@dataclass(frozen=True)
+class _Named:
+    """A set with a name: what opens it, where it lies; for one that has to be fetched, by what, and its domains."""
+
+    open: Callable[[], DomainDataset]
+    where: Callable[[], Path]
+    licence: str
+    fetch: str = ""
+    domains: Callable[[], tuple[str, ...]] = tuple
+
+
+_NAMED = {
+    "emoji": _Named(embedded_emoji, lambda: EMBEDDED, EmojiStyles.licence),
+    "emoji-full": _Named(full_emoji, full_directory, EmojiStyles.licence, "emoji", lambda: embedded_emoji().domains),
+    "rotated-mnist": _Named(RotatedMNIST, mnist_directory, RotatedMNIST.licence, "mnist", lambda: RotatedMNIST.domains),
+    "colored-mnist": _Named(ColoredMNIST, mnist_directory, ColoredMNIST.licence, "mnist", lambda: ColoredMNIST.domains),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,9 @@ def dataset_names() -> tuple[str, ...]:
 def open_dataset(spec: str | Path, *, verify: bool = True, progress: bool = False) -> DomainDataset:
     """The data set called ``spec``, or the one in the folder ``spec`` (``root/<domain>/<class>/<pictures>``).
 
-    A name wins over a folder of the same name in the current directory; write ``./emoji`` for the folder.
+    A name wins over a folder of the same name in the current directory; write ``./emoji`` for the folder. The two made
+    of MNIST take a size and a seed, ``rotated-mnist-6000@3`` (:func:`~steppe.data.mnist.mnist_from_spec`), and may be
+    asked for in the folder that holds MNIST's files: ``/data/mnist/rotated-mnist``.
 
     Args:
         verify: decode every picture of a folder first (remembered for the next time), so that a broken one is found
@@ -64,30 +85,35 @@ def check_dataset(spec: str | Path, *, progress: bool = False) -> tuple[str, ...
 def list_datasets() -> tuple[DatasetRow, ...]:
     """The known data sets, with where they lie and whether they are there."""
     rows = []
-    for name, open_set in _NAMED.items():
-        where = EMBEDDED if name == "emoji" else full_directory()
+    for name, named in _NAMED.items():
+        classes, pictures = None, None
         try:
-            dataset = open_set()
-        except SteppeError:
-            domains, classes, pictures = embedded_emoji().domains, None, None
-            status = "not fetched: steppe data fetch emoji"
-        else:
+            dataset = named.open()
             domains, classes = dataset.domains, len(dataset.classes)
-            pictures = sum(dataset.size(domain) for domain in domains)
-            status = "ships with steppe" if name == "emoji" else "fetched"
-        rows.append(DatasetRow(name, domains, classes, pictures, where, EmojiStyles.licence, status))
+            pictures = sum(map(dataset.size, domains))
+        except SteppeError:
+            domains, status = named.domains(), f"not fetched: steppe data fetch {named.fetch}"
+        else:
+            status = "fetched" if named.fetch else "ships with steppe"
+        rows.append(DatasetRow(name, domains, classes, pictures, named.where(), named.licence, status))
     return tuple(rows)
 
 
 def _open(spec: str | Path) -> DomainDataset:
     if isinstance(spec, str) and spec in _NAMED:
-        return _NAMED[spec]()
+        return _NAMED[spec].open()
+    made = mnist_from_spec(spec) if isinstance(spec, str) else None
+    if made is not None:
+        return made
     path = Path(spec).expanduser()
     try:
         exists = path.exists()
     except OSError as fault:
         raise SteppeError(f"cannot read {path.absolute()}: {fault.strerror}") from fault
     if not exists:
+        made = mnist_from_spec(path.name, path.parent) if path.parent.is_dir() else None
+        if made is not None:
+            return made
         text = os.fspath(spec)
         if isinstance(spec, Path) or os.sep in text or text in (".", ".."):
             raise SteppeError(f"there is no folder {path.absolute()}")

@@ -12,8 +12,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from steppe.data.npm import pack, tarball_name
 from steppe.errors import SteppeError
 
 
@@ -51,7 +50,7 @@ class Package:
     @property
     def file_name(self) -> str:
         """What ``npm pack`` calls the tarball."""
-        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+        return tarball_name(self.name, self.version)
 
 
 def code_points_of(name: str) -> str:
@@ -66,7 +65,7 @@ def locate(package: Package, folder: Path | None, scratch: Path) -> Path:
         SteppeError: npm is missing or fails, the folder lacks the file, or its sha512 is not the pinned one.
     """
     if folder is None:
-        _npm_pack(package, scratch)
+        pack(package.name, package.version, scratch, what="the emoji pictures", fetch="emoji")
     path = (folder or scratch) / package.file_name
     if not path.is_file():
         raise SteppeError(
@@ -96,23 +95,6 @@ def read(package: Package, tarball: Path, wanted: Collection[str]) -> dict[str, 
             + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         )
     return drawings
-
-
-def _npm_pack(package: Package, folder: Path) -> None:
-    npm = shutil.which("npm")
-    elsewhere = (
-        "or put the tarballs that `npm pack` makes elsewhere in a folder and name it: "
-        "`steppe data fetch emoji --packages FOLDER`"
-    )
-    if npm is None:
-        raise SteppeError(
-            f"the emoji pictures come as npm packages and npm is not installed: install Node.js, {elsewhere}"
-        )
-    command = [npm, "pack", f"{package.name}@{package.version}", "--loglevel=error"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        said = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise SteppeError(f"`{' '.join(['npm', *command[1:]])}` failed:\n{said}\nTry again, {elsewhere}")
 
 
 def _read_fluent(archive: tarfile.TarFile, wanted: Collection[str]) -> dict[str, Drawn]:

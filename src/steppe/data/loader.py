@@ -7,7 +7,7 @@ single torch DataLoader that serves all domains. So a resumed run and another nu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
-from steppe.data.transforms import Transform
+from steppe.data.tensors import TensorDomains
+from steppe.data.transforms import TensorTransform, Transform
 from steppe.errors import SteppeError
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ T = TypeVar("T")
 class Batch(NamedTuple):
     """A training batch; slots go domain by domain, in the order of the source domains."""
 
-    x: Tensor  # float32 [B, 3, S, S]
+    x: Tensor  # float32 [B, C, S, S], C = 3 for pictures
     y: Tensor  # int64 [B]
     domain: Tensor  # int64 [B], index into the source domains
 
@@ -77,7 +78,7 @@ def balanced_loader(
     start: int,
     stop: int,
     seed: int,
-    transform: Transform,
+    transform: Transform | TensorTransform | None = None,
     workers: int = 0,
 ) -> Batches[Batch]:
     """The training batches of steps ``start`` to ``stop - 1``, each with ``batch_per_domain`` pictures of every
@@ -85,22 +86,31 @@ def balanced_loader(
 
     Each domain goes through its own epochs, reshuffled by (seed, domain, epoch); a domain smaller than its part of
     the batch gives pictures more than once. Before each picture is transformed the global generators are seeded by
-    (seed, step, slot), and after each batch they are put back.
+    (seed, step, slot), and after each batch they are put back. The samples of a
+    :class:`~steppe.data.tensors.TensorDomains` are in the same order, taken out of memory and transformed a batch at a
+    time in this process, with the generators seeded by (seed, step).
 
     Args:
         train: source domain → indices of its training pictures; the order of the domains gives ``Batch.domain``.
-        transform: picture → float32 [3, S, S]; with workers it must be picklable on platforms that do not fork.
+        transform: picture → float32 [3, S, S]; with workers it must be picklable on platforms that do not fork. For a
+            TensorDomains batch → batch, by default none.
 
     Raises:
-        SteppeError: no domain, an unknown one or one without pictures, numbers that make no sense, or (while iterating)
-            a picture that cannot be read any more.
+        SteppeError: no domain, an unknown one or one without pictures, numbers that make no sense, no transform for
+            pictures, or (while iterating) a picture that cannot be read any more.
     """
     if not 0 <= start <= stop:
         raise SteppeError(f"steps go from a start that is not negative to a stop not before it; got {start} to {stop}")
     for domain in train:
         dataset.check_domain(domain)
     order = BalancedOrder(train, batch_per_domain, seed)
-    return Batches(_TrainingBatch(dataset, order, tuple(train), transform), range(start, stop), workers)
+    make: Callable[[int], Batch]
+    if isinstance(dataset, TensorDomains):
+        make = _TrainingTensors(dataset, order, tuple(train), _of_tensors(transform))
+        workers = min(workers, 0)  # taking a batch out of memory is quicker than getting it from another process
+    else:
+        make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform))
+    return Batches(make, range(start, stop), workers)
 
 
 def evaluation_loader(
@@ -109,20 +119,29 @@ def evaluation_loader(
     indices: Indices,
     *,
     batch_size: int,
-    transform: Transform,
+    transform: Transform | TensorTransform | None = None,
     workers: int = 0,
 ) -> Batches[tuple[Tensor, Tensor]]:
     """The pictures ``indices`` of ``domain`` in that order, as (x float32 [B, 3, S, S], y int64 [B]); the last B may
     be smaller.
 
+    Args:
+        transform: as for :func:`balanced_loader`.
+
     Raises:
-        SteppeError: unknown domain or a batch size below one, or (while iterating) a picture that cannot be read any
-            more.
+        SteppeError: unknown domain, a batch size below one or no transform for pictures, or (while iterating) a picture
+            that cannot be read any more.
     """
     dataset.check_domain(domain)
     if batch_size < 1:
         raise SteppeError(f"the batch size must be at least 1; got {batch_size}")
-    make = _EvaluationBatch(dataset, domain, np.asarray(indices, dtype=np.int64), batch_size, transform)
+    indices = np.asarray(indices, dtype=np.int64)
+    make: Callable[[int], tuple[Tensor, Tensor]]
+    if isinstance(dataset, TensorDomains):
+        make = _EvaluationTensors(dataset, domain, indices, batch_size, _of_tensors(transform))
+        workers = min(workers, 0)
+    else:
+        make = _EvaluationBatch(dataset, domain, indices, batch_size, _of_pictures(transform))
     return Batches(make, range(-(-len(indices) // batch_size)), workers)
 
 
@@ -165,6 +184,51 @@ class _EvaluationBatch:
         pictures = (self._dataset.image(self._domain, index) for index in self._indices[part].tolist())
         with one_thread():
             return default_collate([self._transform(picture) for picture in pictures]), self._labels[part].clone()
+
+
+class _TrainingTensors:
+    def __init__(
+        self, dataset: TensorDomains, order: BalancedOrder, domains: tuple[str, ...], transform: TensorTransform
+    ) -> None:
+        self._dataset = dataset
+        self._order = order
+        self._transform = transform
+        self._numbers = torch.arange(len(domains)).repeat_interleave(order.per_domain)
+        self._randomness = SlotRandomness(order.seed)
+
+    def __call__(self, step: int) -> Batch:
+        with one_thread(), undisturbed_randomness():
+            self._randomness.begin(step, 0)
+            parts = [self._dataset.tensors(domain, indices) for domain, indices in self._order.indices(step).items()]
+            x, y = (torch.cat(column) for column in zip(*parts, strict=True))
+            return Batch(self._transform(x), y, self._numbers.clone())
+
+
+class _EvaluationTensors:
+    def __init__(
+        self, dataset: TensorDomains, domain: str, indices: Indices, batch_size: int, transform: TensorTransform
+    ) -> None:
+        self._dataset = dataset
+        self._domain = domain
+        self._indices = indices
+        self._batch_size = batch_size
+        self._transform = transform
+
+    def __call__(self, number: int) -> tuple[Tensor, Tensor]:
+        part = slice(number * self._batch_size, (number + 1) * self._batch_size)
+        with one_thread():
+            x, y = self._dataset.tensors(self._domain, self._indices[part])
+            return self._transform(x), y
+
+
+def _of_pictures(transform: Transform | TensorTransform | None) -> Transform:
+    if transform is None:
+        raise SteppeError("pictures need a transform, such as steppe.data.train_transform(size, mean, std)")
+    return cast(Transform, transform)
+
+
+def _of_tensors(transform: Transform | TensorTransform | None) -> TensorTransform:
+    return _as_it_is if transform is None else cast(TensorTransform, transform)
 
 
 class _Failure(NamedTuple):

@@ -66,12 +66,12 @@ class BalancedOrder:
 
     def pictures(self, step: int) -> list[tuple[str, int]]:
         """(domain, index) of every slot of the batch of ``step``."""
+        return [(domain, index) for domain, indices in self.indices(step).items() for index in indices.tolist()]
+
+    def indices(self, step: int) -> dict[str, Indices]:
+        """The same, domain by domain: its indices in the order of the slots."""
         start = step * self.per_domain
-        return [
-            (domain, index)
-            for domain, cycle in self._cycles.items()
-            for index in cycle.read(start, self.per_domain).tolist()
-        ]
+        return {domain: cycle.read(start, self.per_domain) for domain, cycle in self._cycles.items()}
 
 
 class SlotRandomness:

@@ -26,7 +26,7 @@ def contact_sheet(
     """One block a class, in it one row a domain: its first ``per_class`` pictures.
 
     Where the set knows its concepts a column shows one concept, so that a drawing out of place is seen at once.
-    Pictures that are not tile × tile pixels are shrunk to fit.
+    Pictures that are not tile × tile pixels are shrunk to fit, small ones enlarged by a whole number.
 
     Raises:
         SteppeError: unknown class or domain, or a picture that cannot be read.
@@ -75,6 +75,9 @@ def _fitted(picture: Image.Image, tile: int) -> Image.Image:
     if picture.size == (tile, tile):
         return picture
     fitted = Image.new("RGB", (tile, tile), "white")
+    times = tile // max(picture.size)
+    if times > 1:
+        picture = picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
     picture.thumbnail((tile, tile))
     fitted.paste(picture, ((tile - picture.width) // 2, (tile - picture.height) // 2))
     return fitted

@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steppe.data.tensors import as_rgb
+
 Transform = Callable[[Image.Image], Tensor]
+TensorTransform = Callable[[Tensor], Tensor]
 
 # torchvision is imported where it is used: it takes seconds, and looking at data sets and splits does not need it.
 
@@ -48,4 +51,17 @@ def eval_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> Tr
             v2.Normalize(list(mean), list(std)),
         ]
     )
+    return transform
+
+
+def tensor_transform(mean: Sequence[float], std: Sequence[float]) -> TensorTransform:
+    """For the samples of a :class:`~steppe.data.tensors.TensorDomains`, a batch at a time: [B, C, H, W].
+
+    In RGB where ``mean`` has three entries, else as they are; then (x − mean) / std by channel.
+    """
+    shift, scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+
+    def transform(x: Tensor) -> Tensor:
+        return ((as_rgb(x) if len(mean) == 3 else x) - shift) / scale
+
     return transform

@@ -1,6 +1,7 @@
-"""Backbones by name: timm's, and EfficientNet-Lite0 whose weights need no model hub.
+"""Backbones by name: timm's, EfficientNet-Lite0 whose weights need no model hub, and DomainBed's network for MNIST.
 
-A backbone maps [B, 3, S, S] to pooled features [B, F] (``num_classes=0`` in timm's terms).
+A backbone maps [B, 3, S, S] to pooled features [B, F] (``num_classes=0`` in timm's terms); DomainBed's takes any number
+of channels.
 """
 
 from __future__ import annotations
@@ -16,53 +17,72 @@ from torch import Tensor, nn
 
 from steppe.errors import SteppeError, unknown_name
 from steppe.models.efficientnet_lite import efficientnet_lite0
+from steppe.models.mnist_cnn import MNIST_CNN, MnistCNN
 
 EMBEDDED = "efficientnet_lite0"
+OWN = (EMBEDDED, MNIST_CNN)
+RGB = 3
 
 # timm's own marks for a model that is described outside its registry.
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 def backbone_names() -> tuple[str, ...]:
-    """The names `build_backbone` knows, the embedded one first.
+    """The names `build_backbone` knows, the embedded one first, then ``mnist_cnn`` and timm's.
 
     timm's pre-training tags (``resnet50.a1_in1k``) and its sources (``hf-hub:owner/name``,
     ``local-dir:folder``) may be used too. ``efficientnet_lite0`` is the embedded network; timm's own of that
     name is ``efficientnet_lite0.ra_in1k``.
     """
-    return (EMBEDDED, *(name for name in timm.list_models() if name != EMBEDDED))
+    return (*OWN, *(name for name in timm.list_models() if name not in OWN))
 
 
 def build_backbone(
-    name: str, *, pretrained: bool = True, weights: Path | None = None, image_size: int | None = None
+    name: str,
+    *,
+    pretrained: bool = True,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    channels: int = RGB,
 ) -> nn.Module:
     """The backbone called ``name``, without a classifier.
 
     Args:
         name: one of `backbone_names`, or a timm name with a tag or a source.
         pretrained: fill it with its published weights: from the installed package for ``efficientnet_lite0``,
-            from timm's model hub (or its local cache) otherwise.
+            from timm's model hub (or its local cache) otherwise; ``mnist_cnn`` has none and starts from random ones.
         weights: fill it from this file instead (see `load_weights`); ``pretrained`` is then without effect.
         image_size: the side of the pictures in pixels, for networks built for one size (most transformers);
             ignored by networks that take any size.
+        channels: of the pictures; all but ``mnist_cnn`` take three.
 
     Raises:
-        SteppeError: an unknown name or tag; weights that cannot be had; a ``weights`` file that does not fit.
+        SteppeError: an unknown name or tag; another number of channels than it takes; weights that cannot be had; a
+            ``weights`` file that does not fit.
     """
+    check_backbone(name)
+    if not takes_channels(name, channels):
+        raise SteppeError(f"{name} takes pictures of {RGB} channels, not {channels}; {MNIST_CNN!r} takes any number")
     download = pretrained and weights is None
-    if name == EMBEDDED:
+    if name == MNIST_CNN:
+        backbone: nn.Module = MnistCNN(channels)
+    elif name == EMBEDDED:
         backbone = efficientnet_lite0(pretrained=download)
     else:
-        check_backbone(name)
         backbone = _from_timm(name, pretrained=download, image_size=image_size)
     if weights is not None:
         load_weights(backbone, weights)
     return backbone
 
 
+def takes_channels(name: str, channels: int) -> bool:
+    """Whether the backbone of that name can be built for pictures of so many channels."""
+    return name == MNIST_CNN or channels == RGB
+
+
 def check_backbone(name: str) -> None:
     """Raises SteppeError, with near matches, for a name or a tag that is not known; sources are not looked at."""
-    if name == EMBEDDED or name.startswith(_SOURCES):
+    if name in OWN or name.startswith(_SOURCES):
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -110,13 +130,10 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     backbone.load_state_dict(state, strict=True)
 
 
-def normalisation(
-    backbone: nn.Module,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def normalisation(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, deviation) per channel of pictures in [0, 1] that the backbone's published weights expect."""
     config = _config(backbone)
-    mean, std = config["mean"], config["std"]
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    return tuple(config["mean"]), tuple(config["std"])
 
 
 def feature_count(backbone: nn.Module) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe.errors import SteppeError
-from steppe.models.backbones import backbone_names, build_backbone, feature_count, normalisation
+from steppe.models.backbones import RGB, backbone_names, build_backbone, feature_count, normalisation
 
 __all__ = ["Classifier", "backbone_names", "build_classifier"]
 
@@ -18,9 +18,9 @@ class Classifier(nn.Module):
     """logits = W·dropout(features(x)) + b, with `torch.nn.Linear`'s initial W and b (as in DomainBed).
 
     Args:
-        backbone: maps [B, 3, S, S] to pooled features [B, F].
+        backbone: maps [B, C, S, S] to pooled features [B, F]; C = 3 for pictures in colour.
         features: F.
-        num_classes: C.
+        num_classes: K.
         mean, std: per channel, of pictures in [0, 1]: what the input is to be normalised by beforehand.
         dropout: probability of a feature being dropped before the head, in training.
         frozen_batch_norm: keep every BatchNorm in evaluation mode during training: it normalises with, and
@@ -34,8 +34,8 @@ class Classifier(nn.Module):
         features: int,
         num_classes: int,
         *,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         dropout: float = 0.0,
         frozen_batch_norm: bool = False,
     ) -> None:
@@ -49,12 +49,12 @@ class Classifier(nn.Module):
         self.train()
 
     def features(self, x: Tensor) -> Tensor:
-        """Pooled features [B, F] of normalised pictures [B, 3, S, S]."""
+        """Pooled features [B, F] of normalised pictures [B, C, S, S]."""
         features: Tensor = self.backbone(x)
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of normalised pictures [B, 3, S, S]."""
+        """Logits [B, K] of normalised pictures [B, C, S, S]."""
         logits: Tensor = self.head(self.dropout(self.features(x)))
         return logits
 
@@ -82,18 +82,20 @@ def build_classifier(
     frozen_batch_norm: bool = False,
     weights: Path | None = None,
     image_size: int | None = None,
+    channels: int = RGB,
 ) -> Classifier:
     """The classifier with the backbone of that name; torch's seed determines all that is random in it.
 
     Args:
-        backbone: ``efficientnet_lite0``, whose ImageNet weights come with an installed package, or any timm
-            name (`backbone_names`).
-        num_classes: C, at least 1.
+        backbone: ``efficientnet_lite0``, whose ImageNet weights come with an installed package, ``mnist_cnn``,
+            DomainBed's for MNIST, which starts from random ones, or any timm name (`backbone_names`).
+        num_classes: K, at least 1.
         pretrained: start from the backbone's published weights.
         dropout: in [0, 1), before the head.
         frozen_batch_norm: see `Classifier`.
         weights: a local checkpoint for the backbone, instead of the published weights.
         image_size: side of the pictures in pixels; needed by backbones built for one size when it is another.
+        channels: C, three for pictures in colour; ``mnist_cnn`` takes any number.
 
     Raises:
         SteppeError: an argument out of range; an unknown backbone (with near matches); weights that cannot be
@@ -103,7 +105,7 @@ def build_classifier(
         raise SteppeError(f"a classifier needs at least one class, not {num_classes}")
     if not 0.0 <= dropout < 1.0:
         raise SteppeError(f"dropout must be at least 0 and below 1, not {dropout}")
-    network = build_backbone(backbone, pretrained=pretrained, weights=weights, image_size=image_size)
+    network = build_backbone(backbone, pretrained=pretrained, weights=weights, image_size=image_size, channels=channels)
     mean, std = normalisation(network)
     return Classifier(
         network,

@@ -15,6 +15,7 @@ from steppe.errors import SteppeError, unknown_name
 from steppe.training.hyper import flat
 from steppe.training.recipes import parse
 from steppe.training.vocabulary_penalties import ANNEAL_STEPS
+from steppe.training.vocabulary_trajectory import LOOKAHEADS
 from steppe.training.words import Value
 
 SHORTHANDS = ("rho", "rho_min", "lam", "alpha", "eta")
@@ -22,6 +23,9 @@ SHORTHANDS = ("rho", "rho_min", "lam", "alpha", "eta")
 
 HYPER = ("hyper", *SHORTHANDS)
 """The fields of :class:`Settings` that belong to the algorithm."""
+
+PLAIN_BACKBONE = "mnist_cnn"
+"""The backbone with neither published weights nor batch normalisation: settings that concern those are not used."""
 
 ID_LENGTH = 12
 
@@ -69,7 +73,7 @@ class Settings:
     holdout: float = 0.2
     """Share of each domain that is not trained on (domainbed split)."""
     backbone: str = "efficientnet_lite0"
-    """efficientnet_lite0 (no download), or any of timm's: DomainBed's is resnet50.tv_in1k."""
+    """efficientnet_lite0 (no download), or any of timm's: DomainBed's is resnet50.tv_in1k. For MNIST mnist_cnn."""
     pretrained: bool = True
     """Start from pre-trained weights."""
     frozen_batch_norm: bool = True
@@ -108,7 +112,7 @@ class Settings:
     """gsam: let the radius fall with the learning rate, from rho to this."""
     lam: Annotated[float | None, unset("0.1")] = None
     """disam: weight of the variance over the domains."""
-    alpha: Annotated[float | None, unset("gsam: 0.4, sagm: 0.001, looksam: 0.7, mixup: 0.2")] = None
+    alpha: Annotated[float | None, unset("gsam: 0.4, sagm: 0.001, looksam: 0.7, mixup: 0.2, lookahead: 0.05")] = None
     """Short for --hyper alpha=, where one word of the sum has it."""
     eta: Annotated[float | None, unset("asam: 0.01, fsam: 0.1, groupdro: 0.01")] = None
     """Short for --hyper eta=, where one word of the sum has it."""
@@ -181,7 +185,21 @@ class RunConfig(Settings):
         """What a user may not have meant: settings that leave the algorithm without effect, a sentence each."""
         recipe = parse(self.algorithm)
         values, names = recipe.hyper(self.given), recipe.names.parameters
+        evaluations = -(-self.steps // self.eval_every)
+        short = {
+            "swad.n_converge": (
+                evaluations,
+                "evaluations",
+                "the average cannot begin: what is left is the last stretch's",
+            ),
+            "swa.start": (self.steps - 1, "steps to average", "it averages nothing"),
+            **{f"{word}.k": (self.steps, "steps", "no round ends, and nothing is interpolated") for word in LOOKAHEADS},
+        }
         return [
+            f"{name} is {values[name]}, and the run has {there} {what}: {effect}"
+            for name, (there, what, effect) in short.items()
+            if name in values and int(values[name]) > there
+        ] + [
             f"{name} is {value} ({names[name].meaning}), and the run has {self.steps} steps: {name.partition('.')[0]} "
             f"does not come to its full weight (--hyper {name}=...)"
             for name, value in values.items()
@@ -191,9 +209,9 @@ class RunConfig(Settings):
     def canonical(self, *, dataset: str, fingerprint: str, split: str) -> dict[str, Any]:
         """Everything that changes the run's numbers and nothing else, as plain JSON: the ``config.json`` of a run.
 
-        Settings that this run does not use (momentum without sgd, a hold-out fraction in the strict split) are left
-        out, hyper-parameters are filled in, and a sum of words has its canonical order: so two commands that ask for
-        the same run get the same id.
+        Settings that this run does not use (momentum without sgd, a hold-out fraction in the strict split, pre-trained
+        weights of a network that has none) are left out, hyper-parameters are filled in, and a sum of words has its
+        canonical order: so two commands that ask for the same run get the same id.
 
         Args:
             dataset: the data set's own name, which does not depend on where it lies.
@@ -206,6 +224,8 @@ class RunConfig(Settings):
             del plain["momentum"]
         if split == "strict":
             del plain["holdout"]
+        if self.backbone == PLAIN_BACKBONE:
+            del plain["pretrained"], plain["frozen_batch_norm"]
         coordinates = {
             "dataset": dataset,
             "dataset_fingerprint": fingerprint,

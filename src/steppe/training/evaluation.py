@@ -27,6 +27,7 @@ class Evaluation:
         accuracy: domain -> split -> fraction of correct predictions, in [0, 1].
         loss: domain -> split -> mean cross-entropy in nats.
         validation_accuracy: mean over the source domains of the accuracy on their validation pictures.
+        validation_loss: the same of the cross-entropy, in nats.
     """
 
     indices: Mapping[str, NDArray[np.int64]]
@@ -34,6 +35,7 @@ class Evaluation:
     accuracy: dict[str, dict[str, float]]
     loss: dict[str, dict[str, float]]
     validation_accuracy: float
+    validation_loss: float
 
     def rows(self, domain: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of ``predictions[domain]`` that belong to these pictures."""
@@ -56,6 +58,7 @@ class Evaluation:
             "accuracy": self.accuracy,
             "loss": self.loss,
             "validation_accuracy": self.validation_accuracy,
+            "validation_loss": self.validation_loss,
         }
 
     @classmethod
@@ -71,6 +74,7 @@ class Evaluation:
             accuracy=state["accuracy"],
             loss=state["loss"],
             validation_accuracy=state["validation_accuracy"],
+            validation_loss=state["validation_loss"],
         )
 
 
@@ -94,8 +98,14 @@ def evaluate(model: nn.Module, splits: Splits, loader: Loader, *, device: torch.
         rows = {name: np.searchsorted(indices[domain], part) for name, part in parts.items()}
         accuracy[domain] = {name: predictions[domain].accuracy(where) for name, where in rows.items()}
         loss[domain] = {name: predictions[domain].mean_loss(where) for name, where in rows.items()}
-    validation = [
-        predictions[domain].accuracy(np.searchsorted(indices[domain], part))
-        for domain, part in splits.validation.items()
+    measured = [
+        (predictions[domain], np.searchsorted(indices[domain], part)) for domain, part in splits.validation.items()
     ]
-    return Evaluation(indices, predictions, accuracy, loss, float(np.mean(validation)))
+    return Evaluation(
+        indices,
+        predictions,
+        accuracy,
+        loss,
+        validation_accuracy=float(np.mean([found.accuracy(where) for found, where in measured])),
+        validation_loss=float(np.mean([found.mean_loss(where) for found, where in measured])),
+    )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from steppe.errors import SteppeError, unknown_name
 from steppe.training.vocabulary import CLIMBING
 from steppe.training.vocabulary_penalties import BATCH, PENALTIES
+from steppe.training.vocabulary_trajectory import TRAJECTORY
 from steppe.training.words import COMMON, RHO, SHARED, SLOTS, Parameter, Value, Word
 
 Given = Mapping[str, object]
@@ -23,7 +24,7 @@ def _listed(words: Iterable[Word]) -> dict[str, Word]:
     return {word.name: word for word in sorted(words, key=lambda word: order.index(word.slot))}
 
 
-WORDS: Mapping[str, Word] = _listed((*CLIMBING, *BATCH, *PENALTIES))
+WORDS: Mapping[str, Word] = _listed((*CLIMBING, *BATCH, *PENALTIES, *TRAJECTORY))
 """Every word, slot by slot."""
 
 

@@ -105,12 +105,13 @@ class LossWindow:
         self._rates.append(lr)
         self._passes = []
 
-    def check(self, step: int, *, kept: str) -> None:
+    def check(self, step: int, *, kept: str, advice: str = ADVICE) -> None:
         """Look at every step of the window (one synchronisation).
 
         Args:
             step: the number of the last step made.
             kept: what the message is to say about the last good checkpoint.
+            advice: what it is to say about what helps.
 
         Raises:
             NonFiniteLossError: a loss or a penalty is NaN or infinite, at w or at w + ε.
@@ -133,7 +134,7 @@ class LossWindow:
             f"the loss{where} is not finite at step {at} in {'domain' if domains else 'the penalty'} "
             + ", ".join(f"{name} ({value})" for name, value in shown.items())
             + f", at learning rate {self._rates[index]:g}; {kept}. "
-            + ADVICE
+            + advice
             + (" A smaller radius (--rho) may do, too." if where else "")
             + ("" if domains else " So may a smaller weight of the penalty (--hyper)."),
             step=at,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from steppe.averaging import Average, Lookahead
 from steppe.penalties import Mixup, Penalty, TrustPenalty
 from steppe.sharpness import SharpnessAware
 
@@ -18,7 +20,7 @@ class Method:
 
     Args:
         name: the canonical sum of words.
-        optimizer: a sharpness-aware optimizer; one whose radius is 0 is the base optimizer.
+        optimizer: a sharpness-aware optimizer (one whose radius is 0 is the base optimizer), or Lookahead around one.
         penalties: word → penalty.
         mixup: what mixes the batch, where a word asks for it::
 
@@ -26,23 +28,35 @@ class Method:
                 mixed = method.mixup(x, y, domain)      # once a step, before the closure
                 # in the closure: losses = mixed.losses(model(mixed.x)), mixed.domain
 
+        average: the average of the weights that a word asks for. It sees every step that :meth:`step` makes; it is
+            to be told of evaluations by :meth:`evaluated`, and asked at the end by :meth:`averaged`.
+
     Attributes:
         values: word → the penalty of the last call of :meth:`loss`, its weight included, detached.
     """
 
     def __init__(
-        self, name: str, optimizer: SharpnessAware, penalties: Mapping[str, Penalty], mixup: Mixup | None = None
+        self,
+        name: str,
+        optimizer: SharpnessAware | Lookahead,
+        penalties: Mapping[str, Penalty],
+        mixup: Mixup | None = None,
+        average: Average | None = None,
     ) -> None:
         self.name = name
-        self.optimizer = optimizer
+        self.lookahead = optimizer if isinstance(optimizer, Lookahead) else None
+        # Lookahead has whatever the optimizer inside has.
+        self.optimizer = cast(SharpnessAware, optimizer)
         self.penalties = dict(penalties)
         self.mixup = mixup
+        self.average = average
         self.values: dict[str, Tensor] = {}
 
     @property
     def base(self) -> Optimizer:
         """The optimizer that makes the step."""
-        return self.optimizer.base
+        inner = self.optimizer if self.lookahead is None else self.lookahead.base
+        return cast(SharpnessAware, inner).base
 
     @property
     def needs(self) -> frozenset[str]:
@@ -131,11 +145,35 @@ class Method:
             penalty.step()
         if any(penalty.just_annealed for penalty in self.penalties.values()):
             self.base.state.clear()
+        if self.average is not None:
+            self.average.update()
+
+    def settled(self) -> AbstractContextManager[None]:
+        """Inside, the model holds the weights to evaluate in mid-training: the slow ones of Lookahead, else its own."""
+        return nullcontext() if self.lookahead is None else self.lookahead.slow_weights()
+
+    def evaluated(self, val_loss: float) -> None:
+        """An evaluation gave this loss on validation data: what SWAD's valley is found by.
+
+        Args:
+            val_loss: the mean loss, of the weights as they were in training.
+        """
+        if self.average is not None:
+            self.average.segment(val_loss)
+
+    def averaged(self) -> dict[str, Tensor] | None:
+        """The state dict of the averaged weights, to be loaded at the end; ``None`` where nothing is averaged.
+
+        Running statistics of batch normalisation are the model's present ones: re-estimate them
+        (:func:`steppe.averaging.reestimate_batch_norm`).
+        """
+        return None if self.average is None else self.average.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that outlives a step, as tensors and plain containers."""
         states = {word: penalty.state_dict() for word, penalty in self.penalties.items()}
-        return {"optimizer": self.optimizer.state_dict(), "penalties": states}
+        average = None if self.average is None else self.average.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "penalties": states, "average": average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with what :meth:`state_dict` gave.
@@ -146,10 +184,18 @@ class Method:
         if state["penalties"].keys() != self.penalties.keys():
             found, own = (", ".join(words) or "none" for words in (state["penalties"], self.penalties))
             raise ValueError(f"the state has the penalties {found}, {self.name!r} has {own}")
+        average = state["average"]
+        if (average is None) != (self.average is None):
+            raise ValueError(
+                f"the state has {'no' if average is None else 'an'} average of weights, unlike {self.name!r}"
+            )
+        if self.average is not None:
+            self.average.load_state_dict(average)
         self.optimizer.load_state_dict(state["optimizer"])
         for word, penalty in self.penalties.items():
             penalty.load_state_dict(state["penalties"][word])
 
     def __repr__(self) -> str:
-        more = "".join(f",\n  {part}" for part in (*self.penalties.values(), self.mixup) if part is not None)
+        parts = (*self.penalties.values(), self.mixup, self.average)
+        more = "".join(f",\n  {part}" for part in parts if part is not None)
         return f"Method({self.name!r}, {self.optimizer}{more})"

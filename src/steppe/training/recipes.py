@@ -121,6 +121,7 @@ class Recipe:
         **options: Any,
     ) -> Method:
         """The algorithm around a base optimizer; see :func:`build`."""
+        from steppe.averaging import Lookahead
         from steppe.penalties import Mixup
         from steppe.sharpness import SharpnessAware
         from steppe.training.method import Method
@@ -140,7 +141,9 @@ class Recipe:
             return part.build(self.names.of(word, values), surroundings, **inner)
 
         parts: dict[str, Any] = {}
-        for slot, (word, part) in sorted(self.parts(values).items(), key=lambda filled: filled[0] in WRAPPED):
+        filled = self.parts(values)
+        trajectory = filled.pop("trajectory", None)
+        for slot, (word, part) in sorted(filled.items(), key=lambda each: each[0] in WRAPPED):
             behind = WRAPPED.get(slot)
             if behind is None:
                 parts[slot] = made(word, part)
@@ -151,8 +154,11 @@ class Recipe:
         parts.setdefault("radius", shared.get(RHO.name, 0.0))
         division = {parameter.name: shared[parameter.name] for parameter in COMMON if parameter.name in shared}
         penalties = {word.name: made(word, word.fills["penalty"]) for word in self.words if "penalty" in word.fills}
-        optimizer = SharpnessAware(base, model=model, **parts, **division, **options)
-        return Method(self.name, optimizer, penalties, mixup)
+        surroundings["optimizer"] = SharpnessAware(base, model=model, **parts, **division, **options)
+        weights = None if trajectory is None else made(*trajectory)
+        if isinstance(weights, Lookahead):
+            return Method(self.name, weights, penalties, mixup)
+        return Method(self.name, surroundings["optimizer"], penalties, mixup, weights)
 
 
 def parse(name: str) -> Recipe:
@@ -188,7 +194,8 @@ def parse(name: str) -> Recipe:
     if not any(word.climbs for word in telling):
         telling += climbing[:1] or ([] if telling else words[:1])
     order = list(SLOTS)
-    telling.sort(key=lambda word: (order.index(word.slot) if word.slot else len(order), word.name))
+    order.insert(order.index("trajectory"), "")
+    telling.sort(key=lambda word: (order.index(word.slot), word.name))
     return Recipe("+".join(word.name for word in telling), tuple(telling))
 
 
@@ -234,8 +241,8 @@ def build(
 
     Returns:
         A :class:`~steppe.training.method.Method`. Its ``optimizer`` is a :class:`~steppe.sharpness.SharpnessAware`
-        whatever the words (for ``erm`` one that never climbs, which is the base optimizer), so that a loop need not
-        know them.
+        whatever the words (for ``erm`` one that never climbs, which is the base optimizer), or a
+        :class:`~steppe.averaging.Lookahead` around one, which has the same methods; so a loop need not know them.
 
     Raises:
         SteppeError: a word or a hyper-parameter is not known, two words fill one slot, or a word needs what was not

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe.data.loader import Batch
 from steppe.errors import SteppeError
@@ -14,14 +15,18 @@ from steppe.models import Classifier, build_classifier, has_batch_norm
 from steppe.tasks.classification import sample_losses
 from steppe.training.checkpoints import random_state, restore_random_state
 from steppe.training.config import RunConfig
-from steppe.training.losses import LossWindow
+from steppe.training.losses import ADVICE, LossWindow
 from steppe.training.recipes import parse
-from steppe.training.schedules import base_optimizer, scheduler
+from steppe.training.schedules import LargeRate, base_optimizer, scheduler
 from steppe.training.selection import TrainingDomainValidation
+from steppe.training.vocabulary_trajectory import BN_BATCHES
 from steppe.training.words import Value
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+DIVERGED = 10.0
+"""By how much the training loss has grown where a run is said to diverge."""
 
 
 class Session:
@@ -32,13 +37,22 @@ class Session:
         accelerator: holds the device, the precision and, for fp16, the scaler.
         classes: the number of classes.
         domains: the source domains, in the order of a batch's domain index.
+        channels: of the pictures.
 
     Raises:
         SteppeError: the backbone cannot be had, its batch normalisation would see one picture a step, or a batch is
             too small to be divided as the algorithm divides it.
     """
 
-    def __init__(self, config: RunConfig, accelerator: Accelerator, *, classes: int, domains: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        *,
+        classes: int,
+        domains: tuple[str, ...],
+        channels: int = 3,
+    ) -> None:
         recipe = parse(config.algorithm)
         hyper = recipe.hyper(config.given)
         self.accelerator = accelerator
@@ -50,6 +64,7 @@ class Session:
             dropout=config.dropout,
             frozen_batch_norm=config.frozen_batch_norm,
             image_size=config.image_size,
+            channels=channels,
         )
         _check_division(
             recipe.names.shared(hyper), samples=config.batch_per_domain * len(domains), domains=len(domains)
@@ -61,10 +76,13 @@ class Session:
             )
         # Convolutions of this layout take about half the time on a CPU, and use the tensor cores of a GPU.
         self.model: Classifier = accelerator.prepare(model.to(memory_format=torch.channels_last))
-        self.base = base_optimizer(config, self.model)
+        self.large = LargeRate.of(recipe, hyper)
+        self.base = base_optimizer(config, self.model, self.large)
         self.method = recipe.build(self.base, self.model, hyper, head=self.model.head, domains=len(domains))
-        self.scheduler = scheduler(config, self.base)
+        self.scheduler = scheduler(config, self.base, self.large)
         self.scaler: torch.amp.GradScaler | None = accelerator.scaler
+        self.batch_norm_batches = _batch_norm_batches(hyper, self.model)
+        """Batches that re-estimate the running statistics at the end; 0 where that is not to be done."""
         self.losses = LossWindow(
             domains, self.device, penalties=tuple(self.method.penalties), scaled=self.scaler is not None
         )
@@ -74,6 +92,8 @@ class Session:
         self.seconds = 0.0
         self.step_seconds: list[float] = []
         self.last_lr = config.lr
+        self.first_loss: float | None = None
+        """The mean loss of the first line of the log, which later ones are held against."""
 
     def make_step(self, batch: Batch) -> None:
         """One step of the optimizer and the schedule; does not wait for the device."""
@@ -103,8 +123,32 @@ class Session:
             scaler.update()
         self.last_lr = float(self.base.param_groups[0]["lr"])
         self.losses.close_step(self.last_lr)
-        self.scheduler.step()
+        if self.large.round == 1 or (method.lookahead is not None and method.lookahead.round_ended):
+            self.scheduler.step()
         self.step += 1
+
+    def divergence(self, loss: float) -> str | None:
+        """What to warn of where the loss has grown to ten times what it was at first; said once.
+
+        Args:
+            loss: of a line of the log, each in turn.
+        """
+        if self.first_loss is None:
+            self.first_loss = loss
+        if not loss > DIVERGED * self.first_loss:
+            return None
+        first, self.first_loss = self.first_loss, float("inf")  # never again
+        return (
+            f"the loss is {loss:.3g} at step {self.step}, and was {first:.3g} at first: training diverges at learning "
+            f"rate {self.last_lr:g}. {self.advice}"
+        )
+
+    @property
+    def advice(self) -> str:
+        """What usually helps where training breaks down."""
+        if self.large.factor <= 1:
+            return ADVICE
+        return f"{ADVICE} The algorithm multiplies the learning rate by {self.large.factor:g} (--hyper lr_factor=...)."
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and plain containers."""
@@ -112,6 +156,7 @@ class Session:
             "step": self.step,
             "seconds": self.seconds,
             "step_seconds": list(self.step_seconds),
+            "first_loss": self.first_loss,
             "model": self.model.state_dict(),
             "method": self.method.state_dict(),
             "scheduler": {name: value for name, value in self.scheduler.state_dict().items() if name != "lr_lambdas"},
@@ -124,7 +169,7 @@ class Session:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with what :meth:`state_dict` gave; the global random generators are put back too."""
         self.step, self.seconds = state["step"], state["seconds"]
-        self.step_seconds = list(state["step_seconds"])
+        self.step_seconds, self.first_loss = list(state["step_seconds"]), state["first_loss"]
         self.model.load_state_dict(state["model"])
         self.method.load_state_dict(state["method"])
         self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
@@ -171,3 +216,10 @@ def _check_division(shared: Mapping[str, Value], *, samples: int, domains: int) 
         )
     if m > samples:
         raise SteppeError(f"a batch of {samples} pictures has no m = {m} parts: raise batch_per_domain")
+
+
+def _batch_norm_batches(hyper: Mapping[str, Value], model: nn.Module) -> int:
+    """Weights that no step ended with have running statistics of their own, where batch normalisation trains."""
+    trains = any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+    wanted = (int(value) for name, value in hyper.items() if name.endswith(f".{BN_BATCHES}"))
+    return next(wanted, 0) if trains else 0

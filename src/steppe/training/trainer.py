@@ -21,20 +21,21 @@ from torch import Tensor
 from steppe.data import DomainDataset, open_dataset
 from steppe.data.loader import Batch, balanced_loader, evaluation_loader
 from steppe.data.splits import make_splits
-from steppe.data.transforms import eval_transform, train_transform
 from steppe.errors import SteppeError
 from steppe.models import check_backbone
 from steppe.training.checkpoints import CorruptCheckpointError, all_finite, load_checkpoint, save_checkpoint
 from steppe.training.config import RunConfig, config_id, run_name
 from steppe.training.evaluation import Evaluation, evaluate
 from steppe.training.files import STATE, make_directory, remove_leftovers, run_lock, write_json
+from steppe.training.inputs import check_inputs, input_channels, input_transform
 from steppe.training.interruption import Interruption
-from steppe.training.losses import ADVICE, NonFiniteLossError
+from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
 from steppe.training.metrics import MetricsLog
 from steppe.training.outputs import measures, write_predictions, write_result, write_weights
 from steppe.training.progress import Report, Silent
 from steppe.training.results import RESULT, Result, read_result
+from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
 from steppe.training.stopwatch import Stopwatch
 
@@ -87,6 +88,7 @@ class Trainer:
         self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         if dataset is None:
             dataset = open_dataset(config.dataset)
+        check_inputs(dataset, config)
         self.dataset = dataset
         self.splits = make_splits(
             dataset, config.held_out, protocol=config.split, trial_seed=config.seed, holdout=config.holdout
@@ -123,7 +125,7 @@ class Trainer:
                 self.report.begin(run_name(self.config), step=session.step, total=self.config.steps)
                 with MetricsLog(self.out / "metrics.jsonl", length) as metrics:
                     self._train(session, metrics, interruption)
-                return self._finish(session)
+                return self._finish(session, self._settle(session, interruption))
 
     # --- the loop ---
 
@@ -131,26 +133,32 @@ class Trainer:
         config, every = self.config, self.machine.checkpoint_every
         loss = math.nan
         watch = Stopwatch()
-        for batch in self._batches(session):
+        for batch in self._batches(session, session.step, config.steps):
             session.make_step(batch)
             step = session.step
             evaluates = step % config.eval_every == 0 or step == config.steps
             logs = evaluates or step % config.log_every == 0
             saves = evaluates or interruption.requested or (every is not None and step % every == 0)
             if logs or saves:
-                session.losses.check(step, kept=self._kept)  # waits for the device, so that the time below is true
+                # Waits for the device, so that the time below is true.
+                session.losses.check(step, kept=self._kept, advice=session.advice)
             session.losses.seconds += watch.lap()
             if logs:
                 line = session.losses.drain()
                 loss = line["loss"]
                 session.step_seconds.append(line["seconds"])
                 metrics.write({"kind": "train", "step": step, **line})
+                if warning := session.divergence(loss):
+                    self.report.say(f"warning: {warning}")
             self.report.advance(step, loss)
             if saves:
                 self._check_weights(session)
             if evaluates:
-                evaluation = self._evaluate(session, interruption)
-                session.selection.consider(step, evaluation, session.model)
+                with session.method.settled():
+                    evaluation = self._evaluate(session, interruption)
+                    if session.method.average is None:
+                        session.selection.consider(step, evaluation, session.model)
+                session.method.evaluated(evaluation.validation_loss)
                 measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
                 metrics.write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
                 self.report.evaluated(step, evaluation.validation_accuracy, loss, session.step_seconds[-1])
@@ -161,22 +169,22 @@ class Trainer:
             watch.lap()
         session.seconds += watch.total()
 
-    def _batches(self, session: Session) -> Iterable[Batch]:
+    def _batches(self, session: Session, start: int, stop: int) -> Iterable[Batch]:
         config, model = self.config, session.model
         return balanced_loader(
             self.dataset,
             self.splits.train,
             batch_per_domain=config.batch_per_domain,
-            start=session.step,
-            stop=config.steps,
+            start=start,
+            stop=stop,
             seed=config.seed,
-            transform=train_transform(config.image_size, model.mean, model.std),
+            transform=input_transform(self.dataset, model, config.image_size, augment=True),
             workers=self.machine.loader_workers(session.device),
         )
 
     def _evaluate(self, session: Session, interruption: Interruption) -> Evaluation:
         model = session.model
-        transform = eval_transform(self.config.image_size, model.mean, model.std)
+        transform = input_transform(self.dataset, model, self.config.image_size, augment=False)
         workers = self.machine.loader_workers(session.device)
 
         def loader(domain: str, indices: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
@@ -195,6 +203,17 @@ class Trainer:
             self._stop(session, f"the loss on {', '.join(broken)} is not finite in the evaluation", broken)
         return evaluation
 
+    def _settle(self, session: Session, interruption: Interruption) -> Settled:
+        wanted = session.batch_norm_batches
+        return settle(
+            session.method,
+            session.selection,
+            session.model,
+            batches=interruption.watch(self._batches(session, 0, wanted)) if wanted else None,
+            evaluate=lambda: self._evaluate(session, interruption),
+            say=self.report.say,
+        )
+
     def _check_weights(self, session: Session) -> None:
         if not all_finite(session.trained_state()):
             self._stop(session, "weights or optimizer state are not finite", session.losses.domains)
@@ -202,7 +221,7 @@ class Trainer:
     def _stop(self, session: Session, what: str, domains: tuple[str, ...]) -> NoReturn:
         lr = session.last_lr
         raise NonFiniteLossError(
-            f"{what} after step {session.step}, at learning rate {lr:g}; {self._kept}. {ADVICE}",
+            f"{what} after step {session.step}, at learning rate {lr:g}; {self._kept}. {session.advice}",
             step=session.step,
             domains=domains,
             lr=lr,
@@ -253,18 +272,22 @@ class Trainer:
 
     def _new_session(self, engine: Accelerator) -> Session:
         set_seed(self.config.seed)
-        return Session(self.config, engine, classes=len(self.dataset.classes), domains=tuple(self.splits.train))
+        return Session(
+            self.config,
+            engine,
+            classes=len(self.dataset.classes),
+            domains=tuple(self.splits.train),
+            channels=input_channels(self.dataset, self.config.backbone),
+        )
 
     def _save(self, session: Session, metrics: MetricsLog) -> None:
         state = {"id": self.id, "metrics_bytes": metrics.sync(), **session.state_dict()}
         save_checkpoint(self._state_path, state)
         self._saved_step = session.step
 
-    def _finish(self, session: Session) -> Result:
-        selection = session.selection
-        evaluation = selection.evaluation
-        assert evaluation is not None, "the last step evaluates"
-        write_weights(self.out / "model.safetensors", selection.weights, self.canonical)
+    def _finish(self, session: Session, settled: Settled) -> Result:
+        evaluation = settled.evaluation
+        write_weights(self.out / "model.safetensors", settled.weights, self.canonical)
         write_predictions(self.out / "predictions.json", self.dataset, self.splits, evaluation)
         write_result(
             self.out / RESULT,
@@ -275,7 +298,8 @@ class Trainer:
                 "algorithm": self.canonical["algorithm"],
                 "held_out": self.config.held_out,
                 "seed": self.config.seed,
-                "selected_step": selection.step,
+                "selected_step": settled.step,
+                **settled.told,
                 **measures(self.splits, evaluation),
                 "seconds_per_step": statistics.median(session.step_seconds),
                 "seconds": session.seconds,

@@ -26,6 +26,7 @@ SLOTS: Mapping[str, str] = {
     "radius": "how far the climb goes",
     "descent": "which gradient the base optimizer gets",
     "schedule": "at which steps it climbs",
+    "trajectory": "what becomes of the weights over the steps",
 }
 """The questions, in the order in which the words of a sum are written."""
 
@@ -111,7 +112,7 @@ class Part:
         path: ``module:Class``.
         parameters: names of the word's hyper-parameters that are passed by their own names.
         renamed: argument → hyper-parameter, where the names differ.
-        needs: what is passed of the surroundings: ``model``, ``head``, ``domains``, ``lr_max``.
+        needs: what is passed of the surroundings: ``model``, ``head``, ``domains``, ``lr_max``, ``optimizer``.
         fixed: arguments that make this word what it is.
     """
 

@@ -1,0 +1,85 @@
+"""Does Lookahead with a large learning rate do what its paper says? Diversity, flatness and accuracy, rate by rate.
+
+    python examples/large_learning_rates/experiment.py --data emoji-full --held-out line --out runs/large-lr
+    python examples/large_learning_rates/experiment.py --data rotated-mnist --held-out 75 --out runs/large-lr
+
+Every run is one file under --out, written when it is finished, so the command can be stopped, given again, and given
+with more --seeds. At the end the table is printed, and a page with plots is written beside the runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from page import table, write
+from pictures import load
+from rich.progress import track
+from train import Setting, plan, run
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    data: str = "emoji-full"
+    """emoji, emoji-full or rotated-mnist."""
+    held_out: str = "line"
+    """The domain that is not trained on."""
+    out: Path = Path("runs/large-lr")
+    """Where the runs are kept."""
+    seeds: int = 5
+    """How many."""
+    factors: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
+    """What the learning rate is multiplied by."""
+    size: int = 64
+    """Side of the emoji pictures, in pixels."""
+    most: int = 512
+    """Evaluate at most so many pictures of the sources' validation and of the held-out domain."""
+    jobs: int = 2
+    """Runs at the same time, each with its share of the cores."""
+    setting: Setting = field(default_factory=Setting)
+    """Training and measures."""
+
+
+def one(options: Options, seed: int, optimizer: str, factor: float, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    pictures = load(options.data, options.held_out, seed, size=options.size, most=options.most)
+    return run(pictures, optimizer, factor, seed, options.setting)
+
+
+def main(options: Options) -> None:
+    directory = options.out / f"{options.data}-{options.held_out}"
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps({**asdict(options.setting), "size": options.size, "most": options.most}))
+    kept = directory / "setting.json"
+    if kept.exists() and json.loads(kept.read_text()) != settings:
+        raise SystemExit(f"{directory} has runs of another setting: choose another --out")
+    kept.write_text(json.dumps(settings))
+    paths = {
+        each: directory / f"seed{each[0]}-{each[1]}-{each[2]:g}x.json" for each in plan(options.factors, options.seeds)
+    }
+    missing = [each for each, path in paths.items() if not path.exists()]
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        started = {pool.submit(one, options, *each, threads): each for each in missing}
+        for done in track(as_completed(started), total=len(started), description=directory.name):
+            each = started[done]
+            seed, optimizer, factor = each
+            content = {"seed": seed, "optimizer": optimizer, "factor": factor, **done.result()}
+            temporary = paths[each].with_suffix(".part")
+            temporary.write_text(json.dumps(content))
+            temporary.replace(paths[each])
+    runs = [json.loads(path.read_text()) for path in paths.values()]
+    print(table(runs))
+    print(f"page: {write(directory / 'page.html', runs, options.data, options.held_out)}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,107 @@
+"""The experiment's tables, in Markdown, and its page."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from steppe.analysis import figures
+
+METHODS = ("last", "average", "swad", "lookahead", "lookahead-mean", "lookahead-anchor", "lookahead-mean-anchor")
+NAMES = {"last": "last weights", "average": "uniform average", "swad": "SWAD"}
+PER_METHOD = {
+    "held_out_accuracy": ("accuracy on the held-out domain, %", 100, 1),
+    "validation_accuracy": ("accuracy on the source domains' validation pictures, %", 100, 1),
+    "held_out_local_entropy": ("local entropy loss on the held-out domain, nats (lower is flatter)", 1, 2),
+    "validation_local_entropy": ("local entropy loss on validation pictures, nats", 1, 2),
+}
+PER_OPTIMIZER = {
+    "distance": ("mean distance between ten fast weights of the second half", 1, 2),
+    "cosine": ("mean cosine between them, as seen from the first", 1, 2),
+    "cka": ("linear CKA between the first's and the last's features on the held-out domain", 1, 2),
+}
+
+Cells = dict[str, dict[float, list[float]]]
+"""Row → factor → a number a seed; NaN where the run diverged."""
+
+
+def cells(runs: Iterable[dict[str, Any]], measure: str) -> Cells:
+    """One measure of all runs."""
+    found: Cells = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        own = ["last", "average", "swad"] if run["optimizer"] == "sgd" else [run["optimizer"]]
+        if measure in PER_OPTIMIZER:
+            found[run["optimizer"]][run["factor"]].append(run.get("diversity", {}).get(measure, math.nan))
+        for name in own if measure in PER_METHOD else ():
+            found[name][run["factor"]].append(run.get("methods", {}).get(name, {}).get(measure, math.nan))
+    return found
+
+
+def summary(values: list[float]) -> tuple[float, float, int]:
+    """Mean and standard error over the seeds that did not diverge, and how many did."""
+    good = [value for value in values if math.isfinite(value)]
+    mean = statistics.fmean(good) if good else math.nan
+    error = statistics.stdev(good) / math.sqrt(len(good)) if len(good) > 1 else math.nan
+    return mean, error, len(values) - len(good)
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """All measures, a table each: rows the methods, columns the learning rate's factors."""
+    factors = sorted({run["factor"] for run in runs})
+    seeds = len({run["seed"] for run in runs})
+    parts = []
+    for measure, (title, unit, digits) in {**PER_METHOD, **PER_OPTIMIZER}.items():
+        found = cells(runs, measure)
+        lines = [f"**{title[0].upper()}{title[1:]}** (mean ± standard error, {seeds} seeds)", ""]
+        lines += ["| | " + " | ".join(f"{factor:g}×" for factor in factors) + " |", "| --- |" + " ---: |" * len(factors)]
+        order = METHODS if measure in PER_METHOD else ("sgd", *METHODS[3:])
+        for row in (row for row in order if row in found):
+            shown = (_cell(found[row].get(factor, []), unit, digits) for factor in factors)
+            lines.append(f"| {NAMES.get(row, row)} | " + " | ".join(shown) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _cell(values: list[float], unit: int, digits: int) -> str:
+    mean, error, lost = summary(values)
+    if math.isnan(mean):
+        return f"diverged ({lost})" if lost else "–"
+    spread = "" if math.isnan(error) else f" ± {unit * error:.{digits}f}"
+    return f"{unit * mean:.{digits}f}{spread}" + (f" ({lost} diverged)" if lost else "")
+
+
+def chart(runs: list[dict[str, Any]], measure: str) -> go.Figure:
+    """A measure against the learning rate's factor, a line a method, with standard errors."""
+    title, unit, _ = {**PER_METHOD, **PER_OPTIMIZER}[measure]
+    figure = go.Figure()
+    symbols = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
+    found = cells(runs, measure)
+    order = METHODS if measure in PER_METHOD else ("sgd", *METHODS[3:])
+    for row, symbol in zip((row for row in order if row in found), symbols, strict=False):
+        factors = sorted(found[row])
+        means, errors, _ = zip(*(summary(found[row][factor]) for factor in factors), strict=True)
+        figure.add_scatter(
+            x=factors,
+            y=[None if math.isnan(mean) else unit * mean for mean in means],
+            error_y={"array": [0 if math.isnan(error) else unit * error for error in errors]},
+            name=NAMES.get(row, row),
+            mode="lines+markers",
+            marker={"symbol": symbol, "size": 9},
+        )
+    figure.update_xaxes(title="learning rate, in the baseline's", type="log", tickvals=sorted({r["factor"] for r in runs}))
+    figure.update_yaxes(title=title)
+    return figure
+
+
+def write(path: Path, runs: list[dict[str, Any]], data: str, held_out: str) -> Path:
+    """One HTML file with a chart a measure."""
+    made: Callable[[str], go.Figure] = lambda measure: chart(runs, measure)  # noqa: E731
+    sections = [(title[0].upper() + title[1:], made(measure)) for measure, (title, *_) in {**PER_METHOD, **PER_OPTIMIZER}.items()]
+    figures.write_page(path, f"Large learning rates on {data}, {held_out} held out", sections)
+    return path

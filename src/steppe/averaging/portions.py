@@ -1,0 +1,110 @@
+"""Working through parallel lists of tensors a portion at a time, and the one thing that Lookahead does to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+CACHED = 2**18
+"""Numbers that a CPU's caches hold of each of a few tensors."""
+LAUNCHED = 2**24
+"""Numbers that are worked on at once elsewhere: few launches, and temporaries that are small beside the weights."""
+
+
+def portions(*lists: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
+    """Parallel lists in portions to work through one by one: a list for each list that is given.
+
+    The tensors of a portion are on one device, those of one of its lists of one dtype, as the fast paths of foreach
+    want it. On a CPU what several operations need stays in its caches from one to the next. Where large tensors lie in
+    memory in one piece they are cut, so that a temporary of a portion's size is small.
+
+    Args:
+        lists: tensors of the same shapes in each; those at one place of all lists are on one device.
+    """
+    alike: dict[tuple[torch.device | torch.dtype, ...], list[tuple[Tensor, ...]]] = {}
+    for row in zip(*lists, strict=True):
+        alike.setdefault((row[0].device, *(tensor.dtype for tensor in row)), []).append(row)
+    for rows in alike.values():
+        most = CACHED if rows[0][0].device.type == "cpu" else LAUNCHED
+        portion: list[tuple[Tensor, ...]] = []
+        size = 0
+        for piece in (piece for row in rows for piece in _pieces(row, most)):
+            numbers = piece[0].numel()
+            if portion and size + numbers > most:
+                yield [list(column) for column in zip(*portion, strict=True)]
+                portion, size = [], 0
+            portion.append(piece)
+            size += numbers
+        if portion:
+            yield [list(column) for column in zip(*portion, strict=True)]
+
+
+def _pieces(row: tuple[Tensor, ...], most: int) -> Iterator[tuple[Tensor, ...]]:
+    if row[0].numel() <= most:
+        return iter([row])
+    # In one piece, whatever the order of its dimensions: channels may come last.
+    order = sorted(range(row[0].dim()), key=row[0].stride, reverse=True)
+    ordered = [tensor.permute(order) for tensor in row]
+    if not all(tensor.is_contiguous() for tensor in ordered):
+        return iter([row])
+    return zip(*(torch.split(tensor.view(-1), most) for tensor in ordered), strict=True)
+
+
+@torch.no_grad()
+def approach(targets: Sequence[Tensor], ends: Sequence[Tensor], share: float) -> None:
+    """targets ← targets + share · (ends − targets), in place, in the targets' dtype.
+
+    Args:
+        targets: to be overwritten.
+        ends: parallel to ``targets``.
+        share: in (0, 1]; 1 gives the ends' own bits.
+    """
+    if share == 1 and targets:
+        torch._foreach_copy_(list(targets), list(ends))
+        return
+    for some, towards in portions(targets, ends):
+        torch._foreach_lerp_(some, _in_dtype(towards, some[0].dtype), share)
+
+
+@torch.no_grad()
+def pull_back(slow: Sequence[Tensor], ends: Sequence[Tensor], fast: Sequence[Tensor], share: float) -> None:
+    """slow ← slow + share · (ends − slow), then fast ← slow, in place.
+
+    Args:
+        slow: in float32 or better.
+        ends: parallel to ``slow``; may be ``fast``.
+        fast: parallel to ``slow``.
+        share: in (0, 1].
+    """
+    for some, towards, followers in portions(slow, ends, fast):
+        approach(some, towards, share)
+        torch._foreach_copy_(followers, some)
+
+
+@torch.no_grad()
+def add_difference(
+    sums: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor], factor: float, scale: Tensor | None = None
+) -> None:
+    """sums ← sums + factor · scale · (a − b), in place.
+
+    The difference is taken first, in the dtype of ``b``: a and b are near to each other, and each is far larger.
+
+    Args:
+        sums: to be added to.
+        a: parallel to ``sums``.
+        b: parallel to ``sums``, in float32 or better.
+        factor: a number.
+        scale: a number that the host need not know, 0-dim.
+    """
+    for some, left, right in portions(sums, a, b):
+        differences = torch._foreach_sub(_in_dtype(left, right[0].dtype), right)
+        if scale is not None:
+            torch._foreach_mul_(differences, scale.to(right[0].device, non_blocking=True))
+        torch._foreach_add_(some, _in_dtype(differences, some[0].dtype), alpha=factor)
+        del differences  # before the next are taken
+
+
+def _in_dtype(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [tensor.to(dtype) for tensor in tensors]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from steppe.analysis import figures
+from steppe.analysis.drawing import axis, blank, line_style, plain
+from steppe.analysis.page import Section, write_page
 
 METHODS = ("last", "average", "swad", "lookahead", "lookahead-mean", "lookahead-anchor", "lookahead-mean-anchor")
 NAMES = {"last": "last weights", "average": "uniform average", "swad": "SWAD"}
@@ -58,10 +59,10 @@ def table(runs: list[dict[str, Any]]) -> str:
     parts = []
     for measure, (title, unit, digits) in {**PER_METHOD, **PER_OPTIMIZER}.items():
         found = cells(runs, measure)
-        lines = [f"**{title[0].upper()}{title[1:]}** (mean ± standard error, {seeds} seeds)", ""]
-        lines += ["| | " + " | ".join(f"{factor:g}×" for factor in factors) + " |", "| --- |" + " ---: |" * len(factors)]
-        order = METHODS if measure in PER_METHOD else ("sgd", *METHODS[3:])
-        for row in (row for row in order if row in found):
+        lines = [f"**{_sentence(title)}** (mean ± standard error, {seeds} seeds)", ""]
+        lines += ["| | " + " | ".join(f"{factor:g}×" for factor in factors) + " |"]
+        lines += ["| --- |" + " ---: |" * len(factors)]
+        for row in (row for row in _order(measure) if row in found):
             shown = (_cell(found[row].get(factor, []), unit, digits) for factor in factors)
             lines.append(f"| {NAMES.get(row, row)} | " + " | ".join(shown) + " |")
         parts.append("\n".join(lines))
@@ -79,29 +80,38 @@ def _cell(values: list[float], unit: int, digits: int) -> str:
 def chart(runs: list[dict[str, Any]], measure: str) -> go.Figure:
     """A measure against the learning rate's factor, a line a method, with standard errors."""
     title, unit, _ = {**PER_METHOD, **PER_OPTIMIZER}[measure]
-    figure = go.Figure()
-    symbols = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
     found = cells(runs, measure)
-    order = METHODS if measure in PER_METHOD else ("sgd", *METHODS[3:])
-    for row, symbol in zip((row for row in order if row in found), symbols, strict=False):
+    rows = [row for row in _order(measure) if row in found]
+    across = axis("learning rate, in the baseline's") | {"type": "log", "tickvals": sorted({r["factor"] for r in runs})}
+    figure = blank(across, axis(title))
+    for row in rows:
         factors = sorted(found[row])
         means, errors, _ = zip(*(summary(found[row][factor]) for factor in factors), strict=True)
         figure.add_scatter(
             x=factors,
-            y=[None if math.isnan(mean) else unit * mean for mean in means],
-            error_y={"array": [0 if math.isnan(error) else unit * error for error in errors]},
-            name=NAMES.get(row, row),
-            mode="lines+markers",
-            marker={"symbol": symbol, "size": 9},
+            y=plain([unit * mean for mean in means]),
+            error_y={"array": plain([unit * error for error in errors]), "thickness": 1.4, "width": 4},
+            hovertemplate="%{y:.4g}",
+            **line_style(NAMES.get(row, row), [NAMES.get(each, each) for each in rows]),
         )
-    figure.update_xaxes(title="learning rate, in the baseline's", type="log", tickvals=sorted({r["factor"] for r in runs}))
-    figure.update_yaxes(title=title)
     return figure
 
 
 def write(path: Path, runs: list[dict[str, Any]], data: str, held_out: str) -> Path:
     """One HTML file with a chart a measure."""
-    made: Callable[[str], go.Figure] = lambda measure: chart(runs, measure)  # noqa: E731
-    sections = [(title[0].upper() + title[1:], made(measure)) for measure, (title, *_) in {**PER_METHOD, **PER_OPTIMIZER}.items()]
-    figures.write_page(path, f"Large learning rates on {data}, {held_out} held out", sections)
-    return path
+    seeds = len({run["seed"] for run in runs})
+    text = f"Means over {seeds} seeds, with standard errors over those that did not diverge."
+    parts = (("What the weights are worth", PER_METHOD), ("What the fast weights explore", PER_OPTIMIZER))
+    sections = [
+        Section(title, {_sentence(name): chart(runs, measure) for measure, (name, *_) in measures.items()}, text)
+        for title, measures in parts
+    ]
+    return write_page(path, f"Large learning rates on {data}, {held_out} held out", sections)
+
+
+def _order(measure: str) -> tuple[str, ...]:
+    return METHODS if measure in PER_METHOD else ("sgd", *METHODS[3:])
+
+
+def _sentence(title: str) -> str:
+    return title[0].upper() + title[1:]

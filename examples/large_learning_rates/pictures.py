@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from steppe.data import open_dataset
 from steppe.data.splits import make_splits
+from steppe.data.tensors import TensorDomains
 from steppe.models import build_classifier
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -36,7 +38,7 @@ class Pictures:
     augment: bool
 
     def network(self) -> nn.Module:
-        model = build_classifier(self.backbone, self.classes)
+        model = build_classifier(self.backbone, self.classes, channels=self.answer[0][0].shape[1])
         return model.to(memory_format=torch.channels_last)
 
     def batch(self, per_domain: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -49,6 +51,7 @@ class Pictures:
         return (_augmented(x, generator) if self.augment else x), y
 
 
+@lru_cache(maxsize=1)  # the runs of a seed come one after the other
 def load(name: str, held_out: str, seed: int, *, size: int, most: int) -> Pictures:
     """The data set ``name`` without ``held_out``.
 
@@ -65,9 +68,9 @@ def load(name: str, held_out: str, seed: int, *, size: int, most: int) -> Pictur
     splits = make_splits(dataset, held_out, protocol="strict" if emoji else "domainbed", trial_seed=seed)
 
     def tensors(domain: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        if isinstance(dataset, TensorDomains):
+            return dataset.tensors(domain, rows)
         labels = torch.from_numpy(np.asarray(dataset.labels(domain))[rows])
-        if not emoji:
-            return dataset.tensors(domain)[torch.from_numpy(np.asarray(rows))], labels
         pictures = [np.asarray(dataset.image(domain, int(row)).resize((size, size))) for row in rows]
         x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
         return (x / 127.5 - 1).contiguous(memory_format=torch.channels_last), labels  # (x − 0.5) / 0.5
@@ -75,9 +78,7 @@ def load(name: str, held_out: str, seed: int, *, size: int, most: int) -> Pictur
     def batches(parts: list[tuple[str, np.ndarray]]) -> Batches:
         drawn = np.random.default_rng(seed)
         share = most // len(parts)
-        found = [
-            tensors(domain, np.sort(drawn.permutation(rows)[:share])) for domain, rows in parts
-        ]
+        found = [tensors(domain, np.sort(drawn.permutation(rows)[:share])) for domain, rows in parts]
         x, y = (torch.cat(parts) for parts in zip(*found, strict=True))
         return list(zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True))
 

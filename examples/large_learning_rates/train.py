@@ -154,7 +154,7 @@ def _measures(model: nn.Module, pictures: Pictures, sigma: float, setting: Setti
 def _diversity(
     model: nn.Module, snapshots: list[dict[str, Tensor]], pictures: Pictures, fresh: list[Tensor]
 ) -> dict[str, float]:
-    """Of the fast weights of the second half: distances, cosines from their mean, and 1 − CKA on the held-out domain."""
+    """Of the fast weights of the second half: distances, cosines, and CKA on the held-out domain."""
     pairs = analysis.pairwise(snapshots)
     one, other = _with(model, snapshots[0], pictures, fresh), _with(model, snapshots[-1], pictures, fresh)
     similarity = analysis.cka(one, other, pictures.answer)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from steppe.objectives import check_domain
+
 
 def stratified_order(domain: Tensor) -> Tensor:
     """An order of the samples in which every stretch has the domains in about their proportions.
@@ -54,18 +56,18 @@ class Share:
         parts: m, the number of parts that each have a climb of their own.
 
     Raises:
-        ValueError: out of range, or both at once.
+        ValueError: out of range, ``parts`` is no whole number, or both at once.
     """
 
     def __init__(self, fraction: float, parts: int) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"ascent_fraction must be larger than 0 and at most 1, got {fraction}")
-        if parts < 1:
-            raise ValueError(f"m must be at least 1, got {parts}")
+        if parts < 1 or parts != int(parts):
+            raise ValueError(f"m must be a whole number of at least 1, got {parts}")
         if fraction < 1 and parts > 1:
             raise ValueError("ascent_fraction and m exclude each other: each part is climbed on in full")
         self.fraction = fraction
-        self.parts = parts
+        self.parts = int(parts)
 
     @property
     def divides(self) -> bool:
@@ -82,6 +84,8 @@ class Share:
             part: which of the m parts.
         """
         n = sample_count(batch)
+        if domain is not None:
+            check_domain(domain)
         climbs = pass_name in ("survey", "measure", "climb")
         if self.parts > 1 and pass_name is not None:
             if n < self.parts:

@@ -25,7 +25,12 @@ def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_model(model: nn.Module | None) -> None:
-    """Raise ``ValueError`` for a model whose shards look like whole parameters: its norms would be the rank's own."""
+    """Raise ``TypeError`` for what is no model, ``ValueError`` for one whose shards look like whole parameters.
+
+    Its norms would be the rank's own.
+    """
+    if not isinstance(model, nn.Module | None):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     # By name, because the import takes time that nobody else needs.
     modules = () if model is None else model.modules()
     if any(kind.__name__ == "FullyShardedDataParallel" for module in modules for kind in type(module).__mro__):

@@ -18,7 +18,8 @@ class Gradients:
 
     Attributes:
         perturbed: g_p = ∇L(w + ε). To be overwritten by what the base optimizer is to get.
-        clean: g = ∇L(w); empty unless the descent keeps it. May be overwritten.
+        clean: g = ∇L(w); empty unless the descent keeps it. May be overwritten, but by a descent that goes into
+            :class:`~steppe.reuse.Reuse`, which reads it afterwards.
         inner: the inner product ⟨x, y⟩ of two such lists as a 0-dim tensor, over all parameters.
         remember: gives the tensors that the descent remembers under a name of its ``remembers``, to be read and
             overwritten; ``None`` where it has none.

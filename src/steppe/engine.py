@@ -88,6 +88,7 @@ class Engine(OptimizerWrapper):
         """Use ``model`` (the wrapped one, once a library has wrapped or compiled it) from now on.
 
         Raises:
+            TypeError: it is no model.
             ValueError: a part needs names and neither ``model`` nor the base optimizer gives them; or the climb that
                 was asked for is impossible for a model that is spread over processes like this.
         """
@@ -280,6 +281,7 @@ class Engine(OptimizerWrapper):
     def _step_base(self, scaler: torch.amp.GradScaler | None = None) -> Any:
         if self.parts.needs_previous and not self._stage.displaced:
             self._climb.displacement.keep(self.parameters())
+        self._memories.begin(self.parameters())
         made: list[bool] = []
         hook = self.base.register_step_post_hook(lambda *_: made.append(True))
         try:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steppe.geometries import Euclidean, Geometry, Leaves
 from steppe.memory import Start
+from steppe.passes import OPTIONAL
 
 
 class _Around:
@@ -26,7 +27,7 @@ class _Around:
             raise ValueError(f"{self.geometry} has a memory of its own and cannot be wrapped once more")
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("needs_names", "measures", "disturbs", "watch", "attach", "model"):
+        if name in ("needs_names", "measures", "disturbs", *OPTIONAL):
             return getattr(self.geometry, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 

@@ -125,12 +125,12 @@ class Adaptive:
             in their released code. Needs names (``model=``, or named parameters in the base optimizer).
 
     Raises:
-        ValueError: η is negative or not a number.
+        ValueError: η is negative, infinite or not a number.
     """
 
     def __init__(self, eta: float = 0.01, weights_only: bool = False) -> None:
-        if not eta >= 0:
-            raise ValueError(f"eta must be at least 0, got {eta}")
+        if not 0 <= eta < float("inf"):
+            raise ValueError(f"eta must be at least 0 and finite, got {eta}")
         self.eta = eta
         self.weights_only = weights_only
 
@@ -175,14 +175,14 @@ class Fisher:
         eta: η ≥ 0; the paper uses 0.1.
 
     Raises:
-        ValueError: η is negative or not a number.
+        ValueError: η is negative, infinite or not a number.
     """
 
     squares = True
 
     def __init__(self, eta: float = 0.1) -> None:
-        if not eta >= 0:
-            raise ValueError(f"eta must be at least 0, got {eta}")
+        if not 0 <= eta < float("inf"):
+            raise ValueError(f"eta must be at least 0 and finite, got {eta}")
         self.eta = eta
 
     def direction(self, leaves: Leaves) -> Sequence[Tensor]:

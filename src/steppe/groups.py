@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -73,10 +74,16 @@ def parameter_names(groups: Sequence[Mapping[str, Any]], model: nn.Module | None
 
 
 def parameter_keys(groups: Sequence[Mapping[str, Any]], model: nn.Module | None) -> dict[Tensor, str]:
-    """What each parameter of an optimizer is called in a checkpoint: its name, or its number where it has none."""
+    """What each parameter of an optimizer is called in a checkpoint: its name, or its number where it has none.
+
+    Where several would be called the same (two models in one optimizer have a ``weight`` each): ``#`` and the number.
+    """
     names = _known_names(groups, model)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    return {p: names.get(p, str(number)) for number, p in enumerate(parameters)}
+    wanted = [names.get(p, str(number)) for number, p in enumerate(parameters)]
+    often = Counter(wanted)
+    keys = [name if often[name] == 1 else f"#{number}" for number, name in enumerate(wanted)]
+    return dict(zip(parameters, keys, strict=True))
 
 
 def _known_names(groups: Sequence[Mapping[str, Any]], model: nn.Module | None) -> dict[Tensor, str]:

@@ -119,6 +119,13 @@ class Memories:
             raise KeyError(f"the {slot} does not say in `remembers` that it remembers {name!r}")
         return self._memories[slot].tensors(name, parameters, start, deferred=deferred)
 
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        """A step is about to move the weights: what starts as the weights is what they are now, if not set before."""
+        for slot, starts in self._starts.items():
+            for name, start in starts.items():
+                if start == "weights":
+                    self._memories[slot].tensors(name, parameters, start)
+
     def commit(self, parameters: Sequence[Tensor]) -> None:
         """The step was made."""
         for memory in self._memories.values():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from steppe.descents import GradientMatching, SurrogateGap
+from steppe.errors import unknown_name
 from steppe.estimates import Friendly, Smoothed
 from steppe.geometries import Adaptive, Fisher
 from steppe.objectives import DomainVariance
@@ -19,6 +22,9 @@ from steppe.trust.fisher import NoisedFisher
 from steppe.trust.references import Reference
 from steppe.trust.region import TrustRegion
 
+OPTIONS = tuple(name for name in inspect.signature(SharpnessAware).parameters if name != "base")
+"""What each method takes by keyword beside its own arguments."""
+
 
 def SAM(base: Optimizer, rho: float | Radius = 0.05, **parts: Any) -> SharpnessAware:
     """Sharpness-aware minimization (Foret et al. 2021): ε = ρ g/‖g‖, descend with ∇L(w + ε).
@@ -29,7 +35,7 @@ def SAM(base: Optimizer, rho: float | Radius = 0.05, **parts: Any) -> SharpnessA
         **parts: ``objective``, ``geometry``, ``radius`` (in place of ``rho``), ``descent``, ``model`` and the other
             options of :class:`~steppe.sharpness.SharpnessAware`.
     """
-    return SharpnessAware(base, **{"radius": rho, **parts})
+    return _made(base, {"radius": rho, **parts})
 
 
 def ASAM(
@@ -44,7 +50,7 @@ def ASAM(
         weights_only: the authors' rule, T = 1 on biases and whatever has no ``weight`` in its name; needs ``model=``.
         **parts: as in :func:`SAM`.
     """
-    return SharpnessAware(base, **{"geometry": Adaptive(eta, weights_only), "radius": rho, **parts})
+    return _made(base, {"geometry": Adaptive(eta, weights_only), "radius": rho, **parts})
 
 
 def FisherSAM(base: Optimizer, gamma: float | Radius = 0.1, eta: float = 0.1, **parts: Any) -> SharpnessAware:
@@ -56,7 +62,7 @@ def FisherSAM(base: Optimizer, gamma: float | Radius = 0.1, eta: float = 0.1, **
         eta: η.
         **parts: as in :func:`SAM`.
     """
-    return SharpnessAware(base, **{"geometry": Fisher(eta), "radius": gamma, **parts})
+    return _made(base, {"geometry": Fisher(eta), "radius": gamma, **parts})
 
 
 def GSAM(base: Optimizer, rho: float | Radius = 0.05, alpha: float = 0.4, **parts: Any) -> SharpnessAware:
@@ -68,7 +74,7 @@ def GSAM(base: Optimizer, rho: float | Radius = 0.05, alpha: float = 0.4, **part
         alpha: α; the paper uses 0.1 to 0.4.
         **parts: as in :func:`SAM`.
     """
-    return SharpnessAware(base, **{"radius": rho, "descent": SurrogateGap(alpha), **parts})
+    return _made(base, {"radius": rho, "descent": SurrogateGap(alpha), **parts})
 
 
 def SAGM(base: Optimizer, rho: float | Radius = 0.05, alpha: float = 0.001, **parts: Any) -> SharpnessAware:
@@ -80,7 +86,7 @@ def SAGM(base: Optimizer, rho: float | Radius = 0.05, alpha: float = 0.001, **pa
         alpha: α.
         **parts: as in :func:`SAM`.
     """
-    return SharpnessAware(base, **{"radius": rho, "descent": GradientMatching(alpha), **parts})
+    return _made(base, {"radius": rho, "descent": GradientMatching(alpha), **parts})
 
 
 def DISAM(
@@ -98,7 +104,7 @@ def DISAM(
         num_domains: for several ranks that climb together, see :class:`~steppe.objectives.DomainVariance`.
         **parts: as in :func:`SAM`.
     """
-    return SharpnessAware(base, **{"objective": DomainVariance(lam, num_domains), "radius": rho, **parts})
+    return _made(base, {"objective": DomainVariance(lam, num_domains), "radius": rho, **parts})
 
 
 def TRAM(
@@ -141,7 +147,7 @@ def TRAM(
             embedding=embedding,
             reference_eval=reference_eval,
         )
-    return SharpnessAware(base, **{"geometry": Adaptive(eta=0.0), "model": model, **parts, "radius": region})
+    return _made(base, {"geometry": Adaptive(eta=0.0), "model": model, **parts, "radius": region})
 
 
 def TRAMFisher(
@@ -168,7 +174,7 @@ def TRAMFisher(
         **parts: as in :func:`SAM`.
     """
     geometry = NoisedFisher(model, eta, sigma, shared_pass, embedding)
-    return SharpnessAware(base, **{"geometry": geometry, "radius": gamma, "model": model, **parts})
+    return _made(base, {"geometry": geometry, "radius": gamma, "model": model, **parts})
 
 
 def FriendlySAM(
@@ -183,7 +189,7 @@ def FriendlySAM(
         decay: λ of the mean.
         **parts: as in :func:`SAM`.
     """
-    return SharpnessAware(base, **{"geometry": Friendly(sigma=sigma, decay=decay), "radius": rho, **parts})
+    return _made(base, {"geometry": Friendly(sigma=sigma, decay=decay), "radius": rho, **parts})
 
 
 def VaSSO(base: Optimizer, rho: float | Radius = 0.05, theta: float = 0.9, **parts: Any) -> SharpnessAware:
@@ -195,7 +201,7 @@ def VaSSO(base: Optimizer, rho: float | Radius = 0.05, theta: float = 0.9, **par
         theta: θ, the weight of the new gradient.
         **parts: as in :func:`SAM`.
     """
-    return SharpnessAware(base, **{"geometry": Smoothed(theta=theta), "radius": rho, **parts})
+    return _made(base, {"geometry": Smoothed(theta=theta), "radius": rho, **parts})
 
 
 def LookSAM(
@@ -210,4 +216,16 @@ def LookSAM(
         alpha: α.
         **parts: as in :func:`SAM`.
     """
-    return SharpnessAware(base, **{"radius": rho, "descent": Reuse(every, alpha), **parts})
+    return _made(base, {"radius": rho, "descent": Reuse(every, alpha), **parts})
+
+
+def _made(base: Optimizer, parts: Mapping[str, Any]) -> SharpnessAware:
+    if not isinstance(base, Optimizer):
+        raise TypeError(
+            f"base must be a torch.optim.Optimizer instance, got {type(base).__name__}: make it first, as in "
+            "steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1))"
+        )
+    for name in parts:
+        if name not in OPTIONS:
+            raise TypeError(str(unknown_name("argument", name, OPTIONS)))
+    return SharpnessAware(base, **parts)

@@ -69,12 +69,12 @@ class DomainVariance:
             together; without it they agree on the largest number in each step, for which the host waits.
 
     Raises:
-        ValueError: λ is negative or not a number, ``num_domains`` less than 1.
+        ValueError: λ is negative, infinite or not a number, ``num_domains`` less than 1.
     """
 
     def __init__(self, lam: float = 0.1, num_domains: int | None = None) -> None:
-        if not lam >= 0:
-            raise ValueError(f"lam must be at least 0, got {lam}")
+        if not 0 <= lam < float("inf"):
+            raise ValueError(f"lam must be at least 0 and finite, got {lam}")
         if num_domains is not None and num_domains < 1:
             raise ValueError(f"num_domains must be at least 1, got {num_domains}")
         self.lam = lam
@@ -132,6 +132,7 @@ def domain_means(losses: Tensor, domains: Tensor) -> tuple[Tensor, Tensor, Tenso
         (:class:`DomainVariance`) does not use it.
 
     Raises:
+        TypeError: ``domains`` are no tensor.
         ValueError: the shapes differ or ``domains`` are not integers.
     """
     check_batch(losses, domains)
@@ -141,9 +142,10 @@ def domain_means(losses: Tensor, domains: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def check_batch(losses: Tensor, domains: Tensor | None) -> None:
-    """Raise ``ValueError`` unless there is one loss and one integer domain a sample."""
+    """Raise ``ValueError`` unless there is one loss and one integer domain a sample, ``TypeError`` for no tensor."""
     if domains is None:
         return
+    check_domain(domains)
     if losses.dim() != 1 or domains.shape != losses.shape:
         raise ValueError(
             f"with domains, losses must be one a sample: got losses of shape {tuple(losses.shape)} and domains of "
@@ -153,6 +155,12 @@ def check_batch(losses: Tensor, domains: Tensor | None) -> None:
         raise ValueError(f"domains must be integers, got {domains.dtype}")
     if losses.numel() == 0:
         raise ValueError("the batch is empty")
+
+
+def check_domain(domains: Tensor) -> None:
+    """Raise ``TypeError`` unless domains are a tensor."""
+    if not isinstance(domains, Tensor):
+        raise TypeError(f"domains must be a tensor of integers, got {type(domains).__name__}: torch.as_tensor(domains)")
 
 
 def reweighted_mean(losses: Tensor, coefficients: Tensor) -> Tensor:

@@ -23,6 +23,10 @@ PassName = Literal["survey", "clean", "measure", "climb", "descent"]
 PASSES: tuple[PassName, ...] = get_args(PassName)
 
 
+OPTIONAL = ("watch", "stepped", "attach", "model", "needs_previous")
+"""What a part may have beside its protocol and a memory (:mod:`steppe.parts`), and what wraps it has from it."""
+
+
 @dataclass(frozen=True)
 class View:
     """A step as its parts see it, around a pass (``watch``) and after the base optimizer's step (``stepped``).

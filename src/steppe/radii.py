@@ -88,10 +88,12 @@ def as_radius(radius: float | Radius) -> Radius:
     """A number becomes :class:`Constant`; a radius stays what it is.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither, or a class.
     """
     if isinstance(radius, Real):  # NumPy's numbers too
         return Constant(float(radius))
+    if isinstance(radius, type):
+        raise TypeError(f"{radius.__name__} cannot be the radius: it is a class, not an instance: call it")
     if isinstance(radius, Radius):
         return radius
     raise TypeError(f"a radius is a number or has a method length(group), got {type(radius).__name__}")

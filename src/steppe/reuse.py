@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from steppe.descents import Descent, Gradients, Perturbed
 from steppe.memory import Start
+from steppe.passes import OPTIONAL
 from steppe.vectors import HALF, add_scaled, scale
 
 
@@ -25,12 +27,12 @@ class Reuse:
     Args:
         every: k ≥ 1; 1 climbs at every step.
         alpha: α ≥ 0.
-        descent: the descent at the steps that climb.
+        descent: the descent at the steps that climb. It must leave ``gradients.clean`` as it is.
         shared: with an objective other than the mean loss, or a fraction of the batch, take the climb's gradient for
-            g and save a pass.
+            g and save a pass; so too where ``descent`` is shared.
 
     Raises:
-        ValueError: out of range.
+        ValueError: out of range, or the descent has a memory of its own.
     """
 
     keeps_gradient = True
@@ -39,16 +41,21 @@ class Reuse:
     def __init__(
         self, every: int = 5, alpha: float = 0.7, descent: Descent | None = None, shared: bool = False
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        if every < 1 or every != int(every):
+            raise ValueError(f"every must be a whole number of at least 1, got {every}")
         if not 0 <= alpha < float("inf"):
             raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
-        self.every = every
+        self.every = int(every)
         self.alpha = alpha
         self.descent = descent or Perturbed()
-        self.shared = shared
+        self.shared = shared or bool(getattr(self.descent, "shared", False))
         if getattr(self.descent, "remembers", {}):
             raise ValueError(f"{self.descent} has a memory of its own and cannot be re-used")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in OPTIONAL:
+            return getattr(self.descent, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
     def retreat(self) -> float:

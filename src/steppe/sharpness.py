@@ -97,6 +97,7 @@ class SharpnessAware(Engine):
             domain: the domain of each sample, integers of shape ``[N]``.
 
         Raises:
+            TypeError: ``domain`` is no tensor.
             ValueError: shapes differ, domains are not integers, or the objective needs domains and there are none.
         """
         check_batch(losses, domain)
@@ -130,6 +131,7 @@ class SharpnessAware(Engine):
                 part, labels, domains = optimizer.ascent_batch(x, y, domain=domain)
 
         Raises:
+            TypeError: ``domain`` is no tensor.
             ValueError: there is no tensor, they differ in length, or they have fewer samples than ``m``.
         """
         given = batch if domain is None else (*batch, domain)
@@ -278,8 +280,8 @@ class SharpnessAware(Engine):
 
         Returns:
             What the closure returned in the first pass at w, a tensor detached: of the fraction or at the noised inputs
-            where that pass saw those, the mean over the parts where ``m`` is larger than 1. Without a closure what the
-            base returns.
+            where that pass saw those; with ``m`` larger than 1 the mean over the parts, of numbers. Without a closure
+            what the base returns.
 
         Raises:
             RuntimeError: the passes of this step are incomplete.
@@ -327,6 +329,6 @@ class SharpnessAware(Engine):
                 if name == "climb":
                     samples.append(self._stage.share("climb"))
         at_w = losses.get("clean") or losses["climb"]
-        if len(at_w) == 1 or not isinstance(at_w[0], Tensor):
+        if len(at_w) == 1 or not all(isinstance(loss, Tensor | float) for loss in at_w):
             return at_w[0]
         return sum(n * loss for n, loss in zip(samples, at_w, strict=True)) / sum(samples)

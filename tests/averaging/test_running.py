@@ -169,9 +169,9 @@ def test_buffers_are_those_of_the_model_and_finishing_changes_nothing(kind) -> N
     assert all(not third[name].any() for name in names)
 
 
-@pytest.mark.parametrize(("steps", "why"), [(0, "no step yet"), (3, "3 steps were made, and 4 are left out")])
+@pytest.mark.parametrize(("steps", "why"), [(0, "no step yet"), (4, "4 steps were made, and 4 are left out")])
 def test_nothing_to_average(steps, why) -> None:
-    model = Steps(4)
+    model = Steps(5)
     swa = SWA(model, start=4)
     for _ in range(steps):
         model.step()

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from steppe.averaging import EMA, SWAD, Average
+from steppe.averaging.average import empty_like
 from steppe.errors import SteppeError
 
 # --- the rule ---
@@ -319,7 +320,7 @@ def test_what_does_not_move_stays_to_the_bit() -> None:
 
 
 class Odd(nn.Module):
-    """Tied weights, a frozen layer, complex and integer parameters, buffers of all kinds."""
+    """Tied weights, a frozen layer, complex, integer and 8-bit parameters, buffers of all kinds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,6 +329,7 @@ class Odd(nn.Module):
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
         self.phase = nn.Parameter(torch.randn(3, dtype=torch.complex64))
         self.codes = nn.Parameter(torch.arange(4), requires_grad=False)
+        self.eighth = nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False)
         self.norm = nn.BatchNorm1d(3)
         self.register_buffer("seen", torch.zeros(2, dtype=torch.bool))
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
@@ -358,6 +360,7 @@ def test_tied_frozen_complex_and_integer_parameters_and_buffers() -> None:
     assert model.head.weight is model.embedding.weight
     assert (model.embedding.weight == 1.5).all()
     assert (model.phase == 1.5j).all()
+    assert (model.eighth.float() == 1).all()
     assert (model.codes == 3).all()  # what cannot be averaged, and all buffers, as they were at the end
     assert (model.norm.running_mean == 3).all()
     assert model.norm.num_batches_tracked == 3
@@ -491,6 +494,22 @@ def test_memory_is_the_longer_queue_and_two(n_converge, n_tolerance, losses) -> 
         assert len(found) == 8
         del found
         assert live.now == before
+
+
+@pytest.mark.parametrize(("n_converge", "n_tolerance"), [(1, 1), (2, 4), (4, 2)])
+def test_what_an_evicted_segment_leaves_is_used_again(n_converge, n_tolerance, monkeypatch) -> None:
+    made: list[Tensor] = []
+
+    def counted(*arguments) -> Tensor:
+        made.append(empty_like(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("steppe.averaging.swad.empty_like", counted)
+    model = Steps(40)
+    swad = SWAD(model, n_converge, n_tolerance, 1.0)
+    follow(swad, model, [3.0, 2.0, *[1.0] * 18], [2] * 20)
+    assert swad.converged is not None
+    assert len(made) == max(n_converge, n_tolerance) + 1
 
 
 def test_a_dead_valley_keeps_the_average_only() -> None:

@@ -119,16 +119,37 @@ def test_misuse_is_named() -> None:
         steppe.SAM(sam)
     with pytest.raises(TypeError, match="LBFGS"):
         steppe.SAM(torch.optim.LBFGS(model.parameters()))
-    with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer"):
-        steppe.SAM(model.parameters())
+    with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer .* steppe.SAM\(torch.optim.SGD"):
+        steppe.SAM(model.parameters(), torch.optim.SGD, lr=0.1)  # as other libraries have it
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer"):
+        steppe.SharpnessAware(model.parameters())
+    with pytest.raises(TypeError, match=r"unknown argument 'modell'; did you mean 'model'\?"):
+        steppe.GSAM(sgd, modell=model)
+    for make in (steppe.SAM, steppe.TRAM):
+        with pytest.raises(TypeError, match=r"model must be .*torch.nn.Module.*, got generator"):
+            make(sgd, model=model.parameters())
+    with pytest.raises(TypeError, match="that the closure calls, got NoneType"):
+        steppe.TRAM(sgd, None)
     with pytest.raises(TypeError, match="Mean cannot be the geometry: it lacks"):
         steppe.SharpnessAware(sgd, geometry=steppe.Mean())
     with pytest.raises(TypeError, match="is a class, not an instance"):
         steppe.SharpnessAware(sgd, geometry=steppe.Euclidean)
+    with pytest.raises(TypeError, match="Constant cannot be the radius: it is a class"):
+        steppe.SAM(sgd, rho=steppe.Constant)
+    for domains in ([0, 1], problem.domain.numpy()):
+        with pytest.raises(TypeError, match=r"domains must be a tensor of integers, got \w+: torch.as_tensor"):
+            sam.objective(losses_of(model, problem), domains)
+    with pytest.raises(TypeError, match="domains must be a tensor"):
+        steppe.SAM(sgd, m=2).ascent_batch(problem.x, domain=problem.domain.tolist())
     with pytest.raises(TypeError, match="a radius is a number"):
         steppe.SharpnessAware(sgd, radius="0.05")
     with pytest.raises(ValueError, match="at least 0"):
         steppe.SAM(sgd, rho=-1.0)
+    for make in (steppe.Adaptive, steppe.Fisher, steppe.DomainVariance):
+        with pytest.raises(ValueError, match="must be at least 0 and finite, got inf"):
+            make(float("inf"))
+    with pytest.raises(ValueError, match=r"every must be a whole number of at least 1, got 2\.5"):
+        steppe.LookSAM(sgd, every=2.5)
     with pytest.raises(ValueError, match="needs parameter names"):
         steppe.ASAM(sgd, weights_only=True)
     sgd.param_groups[0]["rho"] = -1.0

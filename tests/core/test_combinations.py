@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,3 +184,43 @@ def test_what_a_geometry_asks_for_is_asked_for_by_what_wraps_it(around) -> None:
     assert model[1].num_batches_tracked == 1
     with pytest.raises(ValueError, match="needs parameter names"):
         steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1), geometry=around(steppe.Adaptive(weights_only=True)))
+
+
+def test_a_part_that_is_wrapped_is_told_what_it_would_be_alone() -> None:
+    """What it may have beside its protocol: a look at every pass, and at every step made."""
+
+    class Watching:
+        needs_previous = True
+
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        @contextmanager
+        def watch(self, view):
+            self.told.append(view.name)
+            yield
+
+        def stepped(self, view) -> None:
+            self.told.append("stepped" if view.previous is not None else "previous is missing")
+
+    class Geometry(Watching, steppe.Euclidean):
+        pass
+
+    class Descent(Watching, steppe.Perturbed):
+        pass
+
+    for part, wrapped in ((Geometry(), {"geometry": steppe.Friendly}), (Descent(), {"descent": steppe.Reuse})):
+        ((slot, wrapper),) = wrapped.items()
+        model = network()
+        around = wrapper(part) if slot == "geometry" else wrapper(1, descent=part)
+        optimizer = steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1), **{slot: around})
+        train(optimizer, model, batches(2))
+        assert part.told == ["climb", "descent", "stepped"] * 2
+
+
+def test_a_descent_that_shares_the_climbs_gradient_does_so_where_climbs_are_reused() -> None:
+    model = network()
+    for descent in (steppe.GradientMatching(shared=True), steppe.SurrogateGap(shared=True), steppe.Perturbed()):
+        base = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = steppe.DISAM(base, descent=steppe.Reuse(2, descent=descent))
+        assert optimizer.needs_clean_pass is isinstance(descent, steppe.Perturbed)

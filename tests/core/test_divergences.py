@@ -241,6 +241,27 @@ def test_probabilities_that_underflow_are_not_taken_for_a_rounding_error() -> No
         torch.testing.assert_close(which.rows(current, reference), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("which", OF_SOFTMAX, ids=repr)
+def test_a_class_that_both_exclude_does_not_count(which: Additive) -> None:
+    """As a mask of classes does by logits of −∞, or of which one softmax's class has underflowed."""
+    current, reference = logits(0, (6, 4)).requires_grad_(), logits(1, (6, 4))
+    excluded = torch.full((6, 2), -torch.inf, dtype=torch.float64)
+    wide = torch.cat([excluded[:, :1], current, excluded[:, 1:]], 1)
+    found = which.rows(wide, torch.cat([excluded[:, :1], reference, excluded[:, 1:]], 1))
+    expected = which.rows(current, reference)
+    torch.testing.assert_close(found, expected)
+    (gradient,), (right,) = (torch.autograd.grad(rows.sum(), current, retain_graph=True) for rows in (found, expected))
+    torch.testing.assert_close(gradient, right)
+    assert which(wide, wide.detach()).item() == 0
+
+
+@pytest.mark.parametrize("which", ALL, ids=repr)
+def test_logits_that_are_no_numbers_stay_visible(which: Divergence) -> None:
+    broken = logits(0, (6, 4))
+    broken[2, 1] = torch.nan
+    assert which(broken, broken.clone()).isnan()
+
+
 @pytest.mark.parametrize("which", ALL, ids=repr)
 def test_gradients_in_both_arguments(which: Divergence) -> None:
     current, reference = logits(0, (4, 3)).requires_grad_(), logits(1, (4, 3)).requires_grad_()

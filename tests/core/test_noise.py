@@ -286,6 +286,24 @@ def test_a_deviation_that_is_none_is_refused() -> None:
     assert optimizer.diagnostics["radius"] == 0
 
 
+@noised
+def test_a_model_that_has_no_answer_to_what_its_embedding_is(name: str) -> None:
+    """As transformers' models for pictures have none; their inputs are floating point."""
+
+    class Pictures(nn.Sequential):
+        def get_input_embeddings(self) -> nn.Module:
+            raise NotImplementedError
+
+    weights_after = []
+    for kind in (nn.Sequential, Pictures):
+        model = kind(*network())
+        optimizer = made(name, model)
+        torch.manual_seed(0)
+        train(optimizer, model, batches(2))
+        weights_after.append(weights(model))
+    assert torch.equal(*weights_after)
+
+
 def test_an_embedding_that_the_model_does_not_call_is_named() -> None:
     class Ids(nn.Module):
         def __init__(self) -> None:

@@ -145,8 +145,9 @@ def test_options_that_make_no_sense_are_refused() -> None:
     for fraction in (0.0, -0.5, 1.5, float("nan")):
         with pytest.raises(ValueError, match="ascent_fraction must be larger than 0 and at most 1"):
             sam(ascent_fraction=fraction)
-    with pytest.raises(ValueError, match="m must be at least 1"):
-        sam(m=0)
+    for m in (0, 2.5):
+        with pytest.raises(ValueError, match="m must be a whole number of at least 1"):
+            sam(m=m)
     with pytest.raises(ValueError, match="exclude each other"):
         sam(m=2, ascent_fraction=0.5)
     model = network()
@@ -192,13 +193,15 @@ def test_a_step_that_reuses_a_climb_sees_the_whole_batch() -> None:
     assert passes == [6, 1, 6, 1]
 
 
-def test_the_loss_of_unequal_parts_is_the_mean_over_the_samples() -> None:
+@pytest.mark.parametrize("returned", [lambda loss: loss, torch.Tensor.item], ids=["tensor", "number"])
+def test_the_loss_of_unequal_parts_is_the_mean_over_the_samples(returned) -> None:
     model, problem = network(), batches(1, samples=14)[0]
     optimizer = steppe.SAM(torch.optim.SGD(model.parameters(), lr=0.1), m=4)
     with torch.no_grad():
         expected = losses_of(model, problem).mean()
-    loss = optimizer.step(closure_for(optimizer, model, problem))
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-14)
+    closure = closure_for(optimizer, model, problem)
+    loss = optimizer.step(lambda: returned(closure()))
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-14)
     assert optimizer.diagnostics["loss_rise"] > 0
 
 

@@ -100,6 +100,56 @@ def test_a_state_is_complete_before_the_first_step(name) -> None:
     assert same(torch.load(file, weights_only=True), used)
 
 
+@pytest.mark.parametrize("name", ["vasso", "looksam", "tram-initial", "tram-ema", "everything"])
+def test_two_models_whose_parameters_have_the_same_names(name) -> None:
+    """Each has a ``weight``: what is remembered of one must not be taken for the other's."""
+
+    def towers(seed: int) -> tuple[nn.Sequential, steppe.SharpnessAware]:
+        torch.manual_seed(seed)
+        first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+        named = [*first.named_parameters(), *second.named_parameters()]
+        optimizer = EVERY[name](torch.optim.SGD(named, lr=0.1, momentum=0.9), second)
+        return nn.Sequential(first, nn.Tanh(), second), optimizer
+
+    (model, optimizer), (resumed, other) = towers(0), towers(1)
+    torch.manual_seed(2)
+    train(optimizer, model, range(3))
+    resumed.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, its in ((model, optimizer), (resumed, other)):
+        torch.manual_seed(3)
+        for number in range(3, 6):
+            its.step(closure_of(its, each, number))
+    assert torch.equal(weights(model), weights(resumed))
+
+
+def test_a_name_that_is_another_ones_number() -> None:
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    optimizer = steppe.VaSSO(torch.optim.SGD([first, second], lr=0.1), model=nn.ParameterList([second]))
+    remembered = optimizer.extra_state()["memory"]["geometry"]["gradient"]
+    assert sorted(tensor.shape for tensor in remembered.values()) == [(2,), (3,)]
+
+
+@pytest.mark.parametrize("name", ["tram", "tram-initial", "tram-ema", "disam+tram+sagm", "everything"])
+def test_saving_before_the_first_climb_changes_nothing(name) -> None:
+    """θ_0 is what the weights were at first, and not when a checkpoint happened to be made."""
+    ends = []
+    for saved_after in (None, 0, 2):
+        model = Classifier()
+        optimizer = EVERY[name](torch.optim.SGD(model.parameters(), lr=0.1), model)
+        (group,) = optimizer.param_groups
+        for number in range(5):
+            group["rho"] = 0.0 if number < 3 else None
+            if number == saved_after:
+                optimizer.state_dict()
+            torch.manual_seed(number)
+            optimizer.step(closure_of(optimizer, model, number))
+        assert optimizer.diagnostics["radius"] > 0
+        ends.append(weights(model))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
 def test_a_state_of_another_method_begins_anew() -> None:
     for source, target in [("sam", "everything"), ("everything", "tram"), ("friendly", "looksam"), ("tram", "sam")]:
         _, giver = trained(source)

@@ -34,7 +34,20 @@ MAKERS: dict[str, Callable[[nn.Module], Average]] = {
 }
 LOSSES = [0.9, 0.5, 0.6, 0.55, 0.6, 0.7, 0.65]
 STEPS = 2 * len(LOSSES)
-X = torch.linspace(-1, 1, 30, dtype=torch.float64).view(5, 6)
+
+
+class Half(Rooted):
+    """In half precision, whose means are kept in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bfloat16()
+
+
+@torch.no_grad()
+def evaluated(model: nn.Module) -> Tensor:
+    """What it says; FSDP2 leaves the root gathered."""
+    return model(torch.linspace(-1, 1, 30).view(5, 6).to(next(model.parameters()).dtype))
 
 
 @torch.no_grad()
@@ -46,23 +59,21 @@ def put(model: nn.Module, step: int) -> None:
         local(p).copy_(shard_of(torch.randn(p.shape, generator=generator, dtype=p.dtype), p))
 
 
-@torch.no_grad()
 def run(average: Average, model: nn.Module, first: int = 0, last: int = STEPS) -> None:
     for step in range(first, last):
         put(model, step)
-        model(X)  # an evaluation: FSDP2 leaves the root gathered
+        evaluated(model)
         average.update()
         if step % 2:
             average.segment(LOSSES[step // 2])
-        model(X)
+        evaluated(model)
 
 
 def result(average: Average, model: nn.Module) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """The averaged weights, what the model says with them, and whose they are."""
     found = average.finish()
     model.load_state_dict(found)
-    with torch.no_grad():
-        output = model(X)
+    output = evaluated(model)
     model.state_dict()
     return whole_weights(model), output, (average.start, average.end)
 
@@ -132,7 +143,7 @@ STOPS = (0, 3, 7, 10)
 
 def saving(rank: int, folder: Path) -> None:
     for name, make in MAKERS.items():
-        model = Rooted()
+        model = Half()
         layers(model)
         average = make(model)
         for first, last in zip((0, *STOPS), STOPS, strict=False):
@@ -144,7 +155,7 @@ def loading(rank: int, folder: Path) -> dict[Any, Any]:
     found = {}
     for name, make in MAKERS.items():
         for stop in STOPS:
-            model = Rooted()
+            model = Half()
             layers(model)
             average = make(model)
             run(average, model, 0, 3)  # what it was before does not matter
@@ -153,7 +164,7 @@ def loading(rank: int, folder: Path) -> dict[Any, Any]:
             average = make(model)
             average.load_state_dict(state["average"])
             run(average, model, stop)
-            found[Rooted, name, stop] = result(average, model)
+            found[Half, name, stop] = result(average, model)
     return found
 
 
@@ -178,8 +189,9 @@ def reestimated(rank: int, numbers: tuple[int, ...], wrap: str) -> tuple[int, di
     model = network(normalise=True)
     wrapped: nn.Module = model
     if wrap == "fsdp":
-        fully_shard(model[0])
         fully_shard(model)
+        with torch.no_grad():
+            model(batches_of(rank, 1)[0][0])  # all parameters stay gathered
     else:
         wrapped = DistributedDataParallel(model, static_graph=wrap == "static ddp")
     before = copy.deepcopy(dict(model.named_buffers()))

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import steppe.penalties
-from steppe.penalties import CORAL, IRM, MMD, Fishr, GroupDRO, Mixup, Penalty, VREx
+from steppe.penalties import CORAL, IRM, MMD, AnnealedPenalty, Fishr, GroupDRO, Mixup, Penalty, VREx
 from steppe.penalties.segments import KnownDomains, Segments
 
 
@@ -133,7 +133,10 @@ def test_a_domain_that_was_not_named_is_an_error(name) -> None:
         (lambda: GroupDRO((1, 2, 1)), "domains must be a number of domains or their labels"),
         (lambda: Fishr(linear_head(), 3, ema=1.0), r"ema must be in \[0, 1\)"),
         (lambda: Fishr(nn.ReLU(), 3), "no parameter that requires a gradient"),
-        (lambda: Mixup(alpha=0.0), "alpha must be positive"),
+        (lambda: Mixup(alpha=0.0), "alpha must be positive and finite"),
+        (lambda: Mixup(alpha=float("inf")), "alpha must be positive and finite"),
+        (lambda: CORAL(weight=float("inf")), "weight must be at least 0 and finite"),
+        (lambda: AnnealedPenalty(weight=1.0, weight_before=-1.0, anneal_steps=1), "weight_before must be at least 0"),
     ],
 )
 def test_hyper_parameters_out_of_range(make, message) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
 from steppe.analysis.bars import bar, length
+from steppe.analysis.exact import exact
 from steppe.analysis.keeping import devices, kept
 from steppe.randomness import undisturbed
 from steppe.vectors import widen
@@ -88,7 +89,7 @@ def measure(
             losses, n = sample_losses(loss, outputs, y)
             correct = correct_fractions(outputs, y)
             judged = judged and correct is not None
-            right = losses.new_zeros(()) if correct is None else correct.to(losses).sum()
+            right = losses.new_zeros(()) if correct is None else correct.to(losses.device).sum()
             share = n / len(losses)  # a batch's mean stands for all of its samples
             broken = (~losses.isfinite()).sum(dtype=losses.dtype)
             totals.append(torch.stack([losses.sum() * share, right, broken * share]))
@@ -159,14 +160,12 @@ def sample_losses(loss: Loss | None, outputs: Any, y: Any) -> tuple[Tensor, int]
         losses = functional.cross_entropy(widen(outputs), y.to(outputs.device), reduction="none")
     else:
         losses = loss(outputs, y)
-    if losses.device.type == "mps":  # has no float64
-        losses = losses.cpu()
-    n = size(y)
+    losses, n = exact(losses), size(y)
     if losses.dim() == 0:
-        return losses.double()[None], n
+        return losses[None], n
     if len(losses) != n:
         raise ValueError(f"the loss gave {len(losses)} values for {n} samples: return one a sample, or their mean")
-    return losses.double().flatten(1).mean(1) if losses.dim() > 1 else losses.double(), n
+    return losses.flatten(1).mean(1) if losses.dim() > 1 else losses, n
 
 
 def correct_fractions(outputs: Any, y: Any) -> Tensor | None:
@@ -178,4 +177,4 @@ def correct_fractions(outputs: Any, y: Any) -> Tensor | None:
         return None
     # argmax takes a NaN for the largest.
     right = (outputs.argmax(1) == y.to(outputs.device)) & ~outputs.isnan().any(1)
-    return right.flatten(1).float().mean(1) if right.dim() > 1 else right.float()
+    return exact(right).flatten(1).mean(1) if right.dim() > 1 else exact(right)

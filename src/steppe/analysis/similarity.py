@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from steppe.analysis.bars import bar, length
 from steppe.analysis.evaluation import Loader, batches, moved, size
+from steppe.analysis.exact import exact
 from steppe.analysis.keeping import bare, devices, kept
 from steppe.analysis.layers import head_input, known_layers, watched
 from steppe.analysis.states import Places, State
@@ -221,7 +222,7 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 def _centred(features: Tensor) -> Tensor:
     """``[n, d]`` in float64 with a mean of 0 over the samples; exactly 0 where they are all alike."""
-    wide = features.detach().to("cpu" if features.device.type == "mps" else features.device).double()
+    wide = exact(features.detach())
     wide = wide - wide[:1]
     return wide - wide.mean(0)
 

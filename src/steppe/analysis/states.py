@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from steppe.analysis.exact import exact
 from steppe.analysis.keeping import bare, refuse_shards, whole_parameters, written
 from steppe.persistent import repeats
 
@@ -160,15 +161,15 @@ class Places:
         """⟨w_i − w_first, w_j − w_first⟩ over the parameters, for i and j in ``others``: float64, on the CPU."""
         gram = torch.zeros(len(others), len(others), dtype=torch.float64)
         for place in range(len(self._parameters)):
-            origin = _exact(self._weights[first][place]).flatten()
-            rows = torch.stack([_exact(self._weights[other][place]).flatten() - origin for other in others])
-            gram += rows @ rows.T
+            origin = exact(self._weights[first][place]).flatten()
+            rows = torch.stack([exact(self._weights[other][place]).flatten().to(origin) - origin for other in others])
+            gram += (rows @ rows.T).cpu()
         return gram
 
     def rounding(self) -> float:
         """The length that the rounding of the weights to their dtype can have: ε‖w‖, the largest of the states'."""
         floating = [[w for w in weights if w.is_floating_point()] for weights in self._weights]
-        lengths = [[torch.finfo(w.dtype).eps * _exact(w).norm().item() for w in weights] for weights in floating]
+        lengths = [[torch.finfo(w.dtype).eps * exact(w).norm().item() for w in weights] for weights in floating]
         return max(math.hypot(*each) for each in lengths)
 
 
@@ -208,14 +209,7 @@ def _check_shapes(state: Source, targets: Mapping[str, Tensor]) -> None:
 def _whole(state: Source, name: str, own: set[int]) -> Tensor:
     shape = state.shape(name)
     value = state.rows(name, 0, shape[0] if shape else 1)
-    if value.device.type == "mps":  # has no float64
-        return value.cpu()
     return value.clone() if value.untyped_storage().data_ptr() in own else value
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU."""
-    return tensor.to("cpu", torch.float64)
 
 
 def _mixture(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -226,8 +220,8 @@ def _mixture(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
             return value
     if not first.is_floating_point():
         return first
-    origin = first.double()
+    origin = exact(first)
     mixed = origin.clone()
     for value, share in zip(values[1:], shares[1:], strict=True):
-        mixed.add_(value.to(origin) - origin, alpha=share)
+        mixed.add_(exact(value).to(origin) - origin, alpha=share)
     return mixed

@@ -49,7 +49,7 @@ class Average(Protocol):
 
 
 class Weights:
-    """The parameters of a model that can be averaged: those of (real or complex) floating point, frozen ones too.
+    """The parameters of a model that can be averaged: real and complex ones of 16 bits or more, frozen ones too.
 
     They are read anew each time, for a library may put others in their place. Tied ones are one. Of sharded parameters
     this rank's shards are read and averaged.
@@ -73,7 +73,8 @@ class Weights:
 
     def _parameters(self) -> list[Tensor]:
         reshard(self.model)
-        return [p for p in self.model.parameters() if p.is_floating_point() or p.is_complex()]
+        found = (p for p in self.model.parameters() if p.is_floating_point() or p.is_complex())
+        return [p for p in found if p.element_size() > 1]
 
     @torch.no_grad()
     def in_model(self, averages: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -101,7 +102,7 @@ class Weights:
         """Sets of tensors by name; under FSDP2 empty ones in full too, as distributed checkpoints need."""
         names = self.names()
         if any(is_sharded(p) for p in names):
-            sets = {key: tensors or [torch.zeros_like(local(p)) for p in names] for key, tensors in sets.items()}
+            sets = {key: tensors or [empty_like(local(p)).zero_() for p in names] for key, tensors in sets.items()}
         return {
             key: {name: as_sharded(t, p) for (p, name), t in zip(names.items(), tensors, strict=True)}
             for key, tensors in sets.items()

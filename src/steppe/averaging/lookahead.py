@@ -61,8 +61,9 @@ class Lookahead(Rounds):
         anchor_reduction: of the squares, over all parameters that are trained (of all ranks).
         state: what becomes of the state of the optimizer that makes the steps (momentum, moments) at the end of a
             round, the three of Zhang et al. (2019): ``"carry"`` leaves it; ``"reset"`` drops that of every parameter,
-            as if the optimizer were new; ``"pullback"`` moves what has a parameter's shape as the weights are moved,
-            s ← s_slow + α (s_fast − s_slow), from s_slow = 0 on (one more copy of that state).
+            as if the optimizer were new (distributed checkpoints, which load in place, are then to be written in
+            mid-round); ``"pullback"`` moves what has a parameter's shape as the weights are moved, s ← s_slow +
+            α (s_fast − s_slow), from s_slow = 0 on (one more copy of that state).
         model: names the parameters in what is saved, and is needed where they are sharded (pass the wrapped model). By
             default the inner optimizer's, if it has one.
 

@@ -221,8 +221,7 @@ class SWAD:
             mean = [empty_like(t, self._device) for t in self._running]
         else:
             mean = self._segments.pop(0).mean
-        with torch.no_grad():
-            torch._foreach_copy_(mean, self._running)
+        torch._foreach_copy_(mean, self._running)
         return mean
 
     def _add(self, segment: Segment) -> None:

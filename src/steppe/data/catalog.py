@@ -108,10 +108,11 @@ def _open(spec: str | Path) -> DomainDataset:
     path = Path(spec).expanduser()
     try:
         exists = path.exists()
+        beside = not exists and path.parent.is_dir()
     except OSError as fault:
         raise SteppeError(f"cannot read {path.absolute()}: {fault.strerror}") from fault
     if not exists:
-        made = mnist_from_spec(path.name, path.parent) if path.parent.is_dir() else None
+        made = mnist_from_spec(path.name, path.parent) if beside else None
         if made is not None:
             return made
         text = os.fspath(spec)

@@ -15,7 +15,7 @@ import abc
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +97,7 @@ class MnistDomains(TensorDomains):
 
     def fingerprint(self) -> str:
         """A hash of the four files' content and of what was drawn: a torch that draws other numbers shows."""
-        digest = hashlib.sha256(json.dumps([FORMAT_VERSION, self.kind, self._files.digests]).encode())
+        digest = hashlib.sha256(json.dumps([FORMAT_VERSION, self.kind, sorted(self._files.digests.items())]).encode())
         for drawn in (self._dealt.places, self._dealt.labels, self._dealt.channels):
             for domain, values in drawn.items():
                 digest.update(domain.encode() + values.astype("<i8").tobytes())
@@ -153,7 +153,7 @@ class RotatedMNIST(MnistDomains):
     domains = ("0", "15", "30", "45", "60", "75")
     shape = (1, SIDE, SIDE)
 
-    def tensors(self, domain: str, indices: Indices | None = None) -> tuple[Tensor, Tensor]:
+    def tensors(self, domain: str, indices: Indices | Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         import torch
 
         chosen = slice(None) if indices is None else np.asarray(indices, dtype=np.int64)
@@ -184,7 +184,7 @@ class ColoredMNIST(MnistDomains):
     flipped_colours: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.9)
     flipped_labels = 0.25
 
-    def tensors(self, domain: str, indices: Indices | None = None) -> tuple[Tensor, Tensor]:
+    def tensors(self, domain: str, indices: Indices | Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         import torch
 
         chosen = slice(None) if indices is None else np.asarray(indices, dtype=np.int64)

@@ -174,7 +174,10 @@ def _unpacked(tarball: Path) -> dict[str, bytes]:
 def _find(folder: Path, name: str) -> Path | None:
     names = (name, name.replace("-idx", ".idx"))
     candidates = (place / f"{n}{end}" for end in ("", ".gz") for place in _places(folder) for n in names)
-    return next((path for path in candidates if path.is_file()), None)
+    try:
+        return next((path for path in candidates if path.is_file()), None)
+    except OSError as error:  # the folder may not be looked into
+        raise _unreadable(folder, error) from error
 
 
 def _places(folder: Path) -> Iterable[Path]:

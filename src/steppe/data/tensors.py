@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -30,7 +31,7 @@ class TensorDomains(DomainDataset):
     shape: ClassVar[tuple[int, int, int]]
 
     @abc.abstractmethod
-    def tensors(self, domain: str, indices: Indices | None = None) -> tuple[Tensor, Tensor]:
+    def tensors(self, domain: str, indices: Indices | Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Samples and labels of ``domain``: float32 [n, C, H, W] in [0, 1], int64 [n]; a copy, on the CPU.
 
         Args:
@@ -42,7 +43,7 @@ class TensorDomains(DomainDataset):
 
     def image(self, domain: str, index: int) -> Image.Image:
         """The sample as a person would see it, in mode RGB, 8 bits a channel."""
-        x, _ = self.tensors(domain, np.array([index]))
+        x, _ = self.tensors(domain, [index])
         levels = as_rgb(x)[0].permute(1, 2, 0).mul(255).round_()
         return Image.fromarray(levels.numpy().astype(np.uint8))
 

@@ -34,6 +34,7 @@ class AnnealedPenalty(Penalty):
     def __init__(self, *, weight: float, weight_before: float, anneal_steps: int) -> None:
         super().__init__()
         check_at_least_zero("weight", weight)
+        check_at_least_zero("weight_before", weight_before)
         if anneal_steps < 0 or anneal_steps != int(anneal_steps):
             raise ValueError(f"anneal_steps must be a whole number of at least 0, got {anneal_steps}")
         self.weight = weight

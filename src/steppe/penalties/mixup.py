@@ -75,12 +75,12 @@ class Mixup:
         alpha: α > 0, DomainBed's ``mixup_alpha``. Small values keep most λ near 0 or 1.
 
     Raises:
-        ValueError: α is not positive.
+        ValueError: α is not positive and finite.
     """
 
     def __init__(self, alpha: float = 0.2) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha must be positive, got {alpha}")
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha must be positive and finite, got {alpha}")
         self.alpha = alpha
         self._generator_state: Tensor | None = None
 

@@ -163,9 +163,9 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def check_at_least_zero(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless a hyper-parameter is at least 0."""
-    if not value >= 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
+    """Raise ``ValueError`` unless a hyper-parameter is at least 0 and finite."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from steppe.trust.divergences import Divergence
 from steppe.trust.divergences import divergence as as_divergence
 from steppe.trust.references import Reference, arguments, ask
 from steppe.trust.references import reference as as_reference
-from steppe.trust.region import called_module, logits_of
+from steppe.trust.region import called_module, logits_of, watched_model
 
 
 class TrustPenalty(Penalty):
@@ -40,6 +40,7 @@ class TrustPenalty(Penalty):
 
     In a sharpness-aware step all passes have one reference: the earlier weights, or the noise, with which the step
     began. :meth:`step` moves it. Until then all calls with inputs of one size see the same noise, micro-batches too.
+    Call it in the first pass too: the weights that a step's first call finds are the next step's θ_{t−1}.
 
     Dropout: the model has drawn its masks before the reference does, which draws others. So d holds the difference of
     the masks too, also where the weights are the same; the authors' R3F has it so. With :meth:`remember_randomness`
@@ -65,6 +66,7 @@ class TrustPenalty(Penalty):
             ``["logits"]``, or the first of a tuple.
 
     Raises:
+        TypeError: there is no model.
         ValueError: an argument is not known or out of range.
     """
 
@@ -104,7 +106,7 @@ class TrustPenalty(Penalty):
 
     def attach(self, model: nn.Module) -> None:
         """Ask this model from now on (the wrapped one, once a library has wrapped or compiled it)."""
-        self.model = model
+        self.model = watched_model(model)
         # Taken here: between forward and backward pass, FSDP shows other tensors in place of the shards.
         self._all = list(model.parameters())
         self._memory.keep_only(self._all)

@@ -11,6 +11,7 @@ row a sample or a token. With p = softmax(reference), q = softmax(current) and �
 
 and d is the mean over the rows that count. MMD compares the two sets of rows instead. All are computed in float32 or
 better, are at least 0, exactly 0 for identical logits, finite for finite ones, and differentiable in both arguments.
+Those of probabilities also where a logit of −∞ excludes a class on both sides.
 """
 
 from __future__ import annotations

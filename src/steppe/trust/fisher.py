@@ -10,7 +10,7 @@ from torch import nn
 from steppe.geometries import Fisher
 from steppe.passes import View
 from steppe.trust.noise import InputNoise
-from steppe.trust.region import called_module
+from steppe.trust.region import called_module, watched_model
 
 
 class NoisedFisher(Fisher):
@@ -26,6 +26,10 @@ class NoisedFisher(Fisher):
         sigma: σ, see :class:`~steppe.trust.noise.InputNoise`.
         shared_pass: take g and f from the pass at x + z.
         embedding: what is noised where the inputs are token ids (default: found in the model).
+
+    Raises:
+        TypeError: there is no model.
+        ValueError: η or σ is negative, infinite or not a number.
     """
 
     def __init__(
@@ -37,7 +41,7 @@ class NoisedFisher(Fisher):
         embedding: nn.Module | None = None,
     ) -> None:
         super().__init__(eta)
-        self.model = model
+        self.model = watched_model(model)
         self.noise = InputNoise(sigma, embedding)
         self.shared_pass = shared_pass
 
@@ -51,7 +55,7 @@ class NoisedFisher(Fisher):
 
     def attach(self, model: nn.Module) -> None:
         """Watch this model from now on."""
-        self.model = model
+        self.model = watched_model(model)
 
     @contextmanager
     def watch(self, view: View) -> Iterator[None]:

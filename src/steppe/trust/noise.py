@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -104,8 +104,9 @@ class InputNoise:
             return self.embedding
         getter = getattr(model, "get_input_embeddings", None)
         if callable(getter):
-            found: nn.Module = getter()
-            return found
+            with suppress(NotImplementedError):  # transformers' models for pictures have the method, and no answer
+                found: nn.Module = getter()
+                return found
         return next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
 
 

@@ -45,7 +45,7 @@ class Previous:
 
 
 class Initial:
-    """θ_0: the pre-trained model, as it is at the first step (or when the optimizer's state is first saved)."""
+    """θ_0: the pre-trained model, as it is before the first step (or when the optimizer's state is first saved)."""
 
     remembers: Mapping[str, Start] = {"initial": "weights"}
 

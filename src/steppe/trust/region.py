@@ -57,6 +57,7 @@ class TrustRegion:
             models called ``…ForCausalLM`` or ``…LMHeadModel``, as transformers calls those that do.
 
     Raises:
+        TypeError: there is no model.
         ValueError: an argument is not known or out of range.
     """
 
@@ -79,7 +80,7 @@ class TrustRegion:
         ignore_index: int = -100,
         shift_labels: bool | None = None,
     ) -> None:
-        self.model = model
+        self.model = watched_model(model)
         self.reference = as_reference(reference, sigma=sigma, decay=decay, embedding=embedding)
         self.divergence = as_divergence(divergence)
         self.max_radius = None if max_radius is None else check_radius(max_radius)
@@ -111,7 +112,7 @@ class TrustRegion:
 
     def attach(self, model: nn.Module) -> None:
         """Watch this model from now on."""
-        self.model = model
+        self.model = watched_model(model)
 
     def length(self, group: Mapping[str, Any]) -> Tensor:
         """d of the last climb's pass, 0-dim on the device of the logits.
@@ -270,6 +271,13 @@ def predicts_next(model: nn.Module) -> bool:
     """Whether a model (inside its wrappers, PEFT's too) is one of transformers' causal language models."""
     outer = islice((unwrapped(model) or model).modules(), 4)
     return any(type(module).__name__.endswith(("ForCausalLM", "LMHeadModel")) for module in outer)
+
+
+def watched_model(model: nn.Module) -> nn.Module:
+    """The model itself; ``TypeError`` where it is none."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be the torch.nn.Module that the closure calls, got {type(model).__name__}")
+    return model
 
 
 def called_module(model: nn.Module) -> nn.Module:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from steppe.objectives import check_domain
 
@@ -30,8 +30,17 @@ def stratified_order(domain: Tensor) -> Tensor:
 
 
 def rows(batch: Any, choose: Callable[[Tensor], Tensor]) -> Any:
-    """``choose`` of every tensor in nested containers (tuples, lists, dicts); what is no tensor stays."""
-    return tree_map(lambda leaf: choose(leaf) if isinstance(leaf, Tensor) else leaf, batch)
+    """``choose`` of every tensor in nested containers (tuples, lists, dicts); what is no tensor stays.
+
+    Other mappings, such as what a tokenizer of transformers gives, become dicts.
+    """
+
+    def chosen(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):
+            return rows(dict(leaf), choose)
+        return choose(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(chosen, batch)
 
 
 def sample_count(batch: Any) -> int:
@@ -40,7 +49,13 @@ def sample_count(batch: Any) -> int:
     Raises:
         ValueError: there is no tensor, or they differ in length.
     """
-    lengths = [len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    lengths: list[int] = []
+
+    def noted(tensor: Tensor) -> Tensor:
+        lengths.append(len(tensor))
+        return tensor
+
+    rows(batch, noted)
     if not lengths:
         raise ValueError("ascent_batch() needs at least one tensor")
     if any(length != lengths[0] for length in lengths):

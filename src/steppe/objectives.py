@@ -98,10 +98,18 @@ class DomainVariance:
         """The same for the joined batch of several ranks, of which this one holds ``losses``.
 
         The ranks exchange the sums and counts of the domains, 2·``num_domains`` numbers. Every rank must call.
+
+        Raises:
+            ValueError: there are no domains, or they are not numbered from 0 (on an accelerator the device says so).
         """
         if domains is None:
             raise ValueError("DomainVariance needs the domain of each sample: call optimizer.objective(losses, domain)")
+        domains = domains.long()
         number = self.num_domains or int(ranks.largest(domains.max() + 1))
+        if domains.device.type == "cpu" and not bool(((domains >= 0) & (domains < number)).all()):
+            raise ValueError(
+                f"domains must be numbered 0 to {number - 1}, got {int(domains.min())} to {int(domains.max())}"
+            )
         table = torch.zeros(2, number, dtype=losses.dtype, device=losses.device)
         table.index_add_(1, domains, torch.stack([losses, torch.ones_like(losses)]))
         sums, counts = ranks.sum(table)

@@ -121,7 +121,7 @@ class SharpnessAware(Engine):
         the model. Nothing is drawn: which samples come first is the loader's chance.
 
         Args:
-            *batch: tensors with the samples first, or nested containers of such.
+            *batch: tensors with the samples first, or nested containers of such (tuples, lists, mappings).
             domain: the domain of each sample.
 
         Returns:

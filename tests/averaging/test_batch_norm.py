@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from steppe.averaging import reestimate_batch_norm
 from steppe.errors import SteppeError
+from steppe.models.classifier import Classifier
 
 
 def network(dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> nn.Sequential:
@@ -141,6 +142,20 @@ def test_layers_held_in_evaluation_mode_keep_their_statistics(how, training) -> 
         hidden = model[1].eval()(model[0](inputs()[0]))
         reestimate_batch_norm(model, inputs(1))
         torch.testing.assert_close(model[5].running_mean, model[4](torch.tanh(hidden)).mean(0))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_classifiers_frozen_batch_norm(frozen, training) -> None:
+    backbone, norm = network()[:2], {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    model = Classifier(backbone, 4, 2, **norm, dropout=0.5, frozen_batch_norm=frozen).train(training)
+    expected = network()
+    update_bn(inputs(), expected)
+    before = buffers(model)
+    assert reestimate_batch_norm(model.double(), inputs()) == (0 if frozen else 5)
+    assert torch.equal(buffers(model)["backbone.1.running_var"], expected[1].running_var) != frozen
+    assert same(buffers(model), before) == frozen
+    assert (backbone[1].training, model.dropout.training) == (training and not frozen, training)
 
 
 class Unused(nn.Module):

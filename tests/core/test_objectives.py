@@ -10,6 +10,7 @@ from problems import batches, losses_of, network
 
 import steppe
 from steppe.objectives import reweighted_mean
+from steppe.replicas import Replicas
 
 LOSSES = st.lists(
     st.tuples(st.floats(0.0, 50.0), st.integers(-3, 6)),
@@ -152,3 +153,22 @@ def test_bad_numbers_are_refused(bad) -> None:
             make(bad)
     with pytest.raises(ValueError, match="lr_max"):
         steppe.Proportional(0.1, 0.1, lr_max=0.1, lr_min=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("number", [None, 3, 7])
+def test_the_coefficients_of_the_joined_batch_are_those_of_a_batch(dtype: torch.dtype, number: int | None) -> None:
+    """Of one rank; those of several are compared with one process in tests/distributed."""
+    objective, alone = steppe.DomainVariance(0.5, number), Replicas(None, [], None)
+    losses, domains = torch.rand(9, dtype=torch.float64), torch.tensor([0, 2, 2, 0, 1, 2, 0, 0, 2]).to(dtype)
+    expected = steppe.DomainVariance(0.5).coefficients(losses, domains)
+    torch.testing.assert_close(objective.joint_coefficients(losses, domains, alone), expected)
+
+
+@pytest.mark.parametrize(("number", "domains"), [(2, [0, 1, 2]), (None, [-1, 0, 1])])
+def test_domains_that_ranks_cannot_number_are_named(number: int | None, domains: list[int]) -> None:
+    message = f"domains must be numbered 0 to 1, got {min(domains)} to {max(domains)}"
+    with pytest.raises(ValueError, match=message):
+        steppe.DomainVariance(0.5, number).joint_coefficients(
+            torch.rand(3), torch.tensor(domains), Replicas(None, [], None)
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 
 import pytest
 import torch
@@ -120,6 +120,9 @@ def test_batches_are_nested_containers() -> None:
     assert isinstance(part["inputs"][1], Pair)
     assert torch.equal(part["inputs"][0], x[:4])
     assert torch.equal(part["inputs"][1].second, y[:4])
+    (part,) = parts_seen(optimizer, UserDict(batch, ids=UserDict(x=y)))["climb"]  # as tokenizers give
+    assert torch.equal(part["inputs"][0], x[:4])
+    assert torch.equal(part["ids"]["x"], y[:4])
     ((first, second),) = parts_seen(optimizer, x, {"labels": y})["climb"]
     assert torch.equal(second["labels"], y[: len(first)])
     ((first, domain),) = parts_seen(optimizer, x, domain=y)["climb"]

@@ -20,7 +20,7 @@ LABELS = 24
 """Names along an axis, at most."""
 
 LONGEST = 22
-"""Letters of a name along an axis; the pointer shows the whole of it."""
+"""Letters of a name in a figure; the pointer shows the whole of it."""
 
 
 def blank(x: dict[str, Any], y: dict[str, Any], *, height: int = 380, ratio: float | None = None) -> go.Figure:
@@ -124,8 +124,8 @@ def heat_map(
         ygap=1,
         **limits,
     )
-    rows = [f"{shortened(name)}  <b>{i}</b>" if numbered else shortened(name) for i, name in enumerate(down, 1)]
-    columns = [shortened(name) for name in across]
+    rows = [f"{layer_label(name)}  <b>{i}</b>" if numbered else layer_label(name) for i, name in enumerate(down, 1)]
+    columns = [layer_label(name) for name in across]
     for each, names in ((figure.layout.xaxis, columns), (figure.layout.yaxis, rows)):
         shown = range(0, len(names), math.ceil(len(names) / LABELS))
         each.update(tickvals=list(shown), ticktext=[names[i] for i in shown], tickfont={"size": 10})
@@ -139,20 +139,20 @@ def line_style(name: str, names: Sequence[str]) -> dict[str, Any]:
     """How the line of one of ``names`` is drawn: told apart by colour and by symbol."""
     ink = inks(names)[name]
     return {
-        "name": label(name),
+        "name": label(name, LONGEST),
         "mode": "lines+markers",
         "line": {"color": ink.light, "width": 2, "dash": DASHES[ink.turn % len(DASHES)]},
         "marker": {"color": ink.light, "size": 6, "symbol": SYMBOLS[names.index(name) % len(SYMBOLS)]},
     }
 
 
-def label(name: str) -> str:
-    """A name as text: plotly reads a little HTML."""
-    return html.escape(name, quote=False)
+def label(name: str, longest: int | None = None) -> str:
+    """A name as text (plotly reads a little HTML), cut at the end where it is long."""
+    return html.escape(name if longest is None or len(name) <= longest else f"{name[: longest - 1]}…", quote=False)
 
 
-def shortened(name: str) -> str:
-    """A name as text, without its beginning where it is long: what is inside of it is told apart by the end."""
+def layer_label(name: str) -> str:
+    """The name of a module, cut at the beginning where it is long: modules are told apart by the end."""
     return label(name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}")
 
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from steppe.analysis.diversity import Pairwise
-from steppe.analysis.drawing import SYMBOLS, axis, blank, colour_bar, heat_map, label, line_style, noted, plain
+from steppe.analysis.drawing import LONGEST, SYMBOLS, axis, blank, colour_bar, heat_map, label, line_style, noted, plain
 from steppe.analysis.entropy import LocalEntropy
 from steppe.analysis.landscape import Plane, Segment
 from steppe.analysis.page import Section as Section
@@ -25,6 +25,9 @@ from steppe.report.palette import VERMILION
 
 LEVELS = 16
 """Contours in a plane, about."""
+
+SHORT = 14
+"""Letters of a name in a plane."""
 
 Of = Literal["distance", "cosine"]
 Measure = Literal["loss", "accuracy"]
@@ -87,7 +90,7 @@ def cka(result: CKA, names: tuple[str, str] = ("model a", "model b")) -> go.Figu
         result.layers_a,
         scale(SEQUENTIAL),
         colour_bar("linear CKA"),
-        (f"layer of {label(names[1])}", f"layer of {label(names[0])}"),
+        (f"layer of {label(names[1], LONGEST)}", f"layer of {label(names[0], LONGEST)}"),
         form=".2f",
         limits={"zmin": 0, "zmax": 1},
         numbered=alike,
@@ -105,14 +108,28 @@ def entropy(results: Mapping[str, LocalEntropy | Sequence[LocalEntropy]]) -> go.
     lines = {name: [each] if isinstance(each, LocalEntropy) else list(each) for name, each in results.items()}
     sigmas = sorted({each.sigma for line in lines.values() for each in line})
     over_sigma = any(len(line) > 1 for line in lines.values())
-    figure = blank(axis("σ, in units of the weights"), axis("local entropy loss (nats) ± standard error"))
-    for name, line in lines.items():
+    if over_sigma:
+        figure = blank(axis("σ, in units of the weights"), axis("local entropy loss ± s.e. (nats)"))
+        figure.update_xaxes(type="log", tickvals=sigmas, ticktext=[f"{sigma:g}" for sigma in sigmas])
+    else:
+        at = f" at σ = {sigmas[0]:g}" if len(sigmas) == 1 else ""
+        figure = blank(axis(f"local entropy loss{at} ± standard error (nats)"), axis(""), height=90 + 36 * len(lines))
+        figure.update_yaxes(tickvals=list(range(len(lines))), ticktext=[label(name, LONGEST) for name in lines])
+        figure.update_yaxes(range=[len(lines) - 0.5, -0.5], showgrid=False).update_layout(showlegend=False)
+    for number, (name, line) in enumerate(lines.items()):
         style = line_style(name, list(lines)) | {"mode": "lines+markers" if over_sigma else "markers"}
-        bars = {"type": "data", "array": plain([each.standard_error for each in line]), "thickness": 1.6, "width": 5}
+        values = plain([each.value for each in line])
+        errors = {
+            "type": "data",
+            "array": plain([each.standard_error for each in line]),
+            "color": style["line"]["color"],
+            "thickness": 1.6,
+            "width": 5,
+        }
+        places = {"y": values, "error_y": errors} if over_sigma else {"x": values, "error_x": errors}
         figure.add_scatter(
-            x=[each.sigma for each in line] if over_sigma else [label(name)],
-            y=plain([each.value for each in line]),
-            error_y={**bars, "color": style["line"]["color"]},
+            **({"x": [each.sigma for each in line]} if over_sigma else {"y": [number]}),
+            **places,
             hovertext=[
                 f"<b>{label(name)}</b>, σ {each.sigma:g}<br>{each.value:.5g} ± {each.standard_error:.2g}"
                 f"<br>loss at w {each.centre:.5g}"
@@ -121,11 +138,7 @@ def entropy(results: Mapping[str, LocalEntropy | Sequence[LocalEntropy]]) -> go.
             hoverinfo="text",
             **style,
         )
-    if over_sigma:
-        return figure.update_xaxes(type="log", tickvals=sigmas, ticktext=[f"{sigma:g}" for sigma in sigmas])
-    title = f"σ = {sigmas[0]:g}, in units of the weights" if len(sigmas) == 1 else ""
-    figure.update_xaxes(type="category", title={"text": title}, range=[-0.5, len(lines) - 0.5])
-    return figure.update_layout(showlegend=False)
+    return figure
 
 
 def segment(results: Segment | Mapping[str, Segment], *, ends: tuple[str, str] = ("start", "end")) -> go.Figure:
@@ -137,7 +150,7 @@ def segment(results: Segment | Mapping[str, Segment], *, ends: tuple[str, str] =
     """
     lines = {"": results} if isinstance(results, Segment) else dict(results)
     judged = any(each.accuracy is not None for each in lines.values())
-    across = f"position t, from {label(ends[0])} (0) to {label(ends[1])} (1)"
+    across = f"position t<br>0: {label(ends[0], LONGEST)} · 1: {label(ends[1], LONGEST)}"
     broken = sum(each.non_finite for each in lines.values())
     figure = blank(axis(noted(across, broken)), axis("loss (nats)"), height=520 if judged else 380)
     for name, each in lines.items():
@@ -179,8 +192,10 @@ def plane(result: Plane, of: Measure = "loss", *, names: Sequence[str] = ("w₁"
     unit = "nats" if of == "loss" else "%"
     ratio = (result.y[-1] - result.y[0]) / (result.x[-1] - result.x[0])
     to_scale = 0.4 <= ratio <= 1.6
-    across = noted(f"distance along {label(names[0])} → {label(names[1])}", result.non_finite if of == "loss" else 0)
-    figure = blank(axis(across), axis(f"distance towards {label(names[2])}"), ratio=ratio if to_scale else 1.0)
+    short = [label(name, SHORT) for name in names]
+    across = noted(f"distance along {short[0]} → {short[1]}", result.non_finite if of == "loss" else 0)
+    figure = blank(axis(across), axis(f"distance towards {short[2]}"), ratio=ratio if to_scale else 1.0)
+    figure.update_xaxes(range=[result.x[0], result.x[-1]]).update_yaxes(range=[result.y[0], result.y[-1]])
     shown, contours, ticks = _levels(values, of)
     figure.add_contour(
         x=result.x,
@@ -199,7 +214,8 @@ def plane(result: Plane, of: Measure = "loss", *, names: Sequence[str] = ("w₁"
             x=[x],
             y=[y],
             mode="markers",
-            name=label(name),
+            cliponaxis=False,
+            name=short[place],
             marker={
                 "symbol": SYMBOLS[place],
                 "size": 12,
@@ -213,7 +229,7 @@ def plane(result: Plane, of: Measure = "loss", *, names: Sequence[str] = ("w₁"
             x=x,
             y=y,
             yshift=-22 if place == 0 else 22,  # the first two may lie close together, at one height
-            text=f"{label(name)} <b>{value:.3g}</b>",
+            text=f"{short[place]} <b>{value:.3g}</b>",
             font={"color": INK, "size": 12},
             showarrow=False,
             bgcolor=PAPER,

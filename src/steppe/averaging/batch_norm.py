@@ -99,7 +99,7 @@ def _estimating(model: nn.Module, replicas: Replicas) -> Iterator[list[_BatchNor
         for layer in layers:
             layer.training = True
             momenta[layer], layer.momentum = layer.momentum, None  # 1/n for the n-th batch
-            held += _exchanged(layer)
+            _exchange(layer, held)
             layer.reset_running_stats()
         yield layers
         if layers:
@@ -128,21 +128,21 @@ def _trained(model: nn.Module) -> list[_BatchNorm]:
     return [norm for norm in norms if norm.track_running_stats and norm.num_batches_tracked is not None]
 
 
-def _exchanged(layer: _BatchNorm) -> list[Held]:
-    """Give a layer copies of its statistics, in float32 or better, to write to; where everything was before.
+def _exchange(layer: _BatchNorm, held: list[Held]) -> None:
+    """Give a layer copies of its statistics, in float32 or better, to write to; ``held`` gets what was there.
 
     A layer that computes with statistics in float32 wants its weights in float32 too.
     """
-    held: list[Held] = [(layer._buffers, name, b) for name in STATISTICS if (b := layer._buffers[name]) is not None]
-    weights: list[Held] = [(layer._parameters, name, p) for name, p in layer._parameters.items() if p is not None]
-    wide = not any(is_sharded(p) for _, _, p in weights)  # FSDP puts in weights of its own
-    for store, name, buffer in held:
-        store[name] = buffer.float() if wide and buffer.dtype in HALF else buffer.clone()
-    if not wide or all(buffer.dtype not in HALF for _, _, buffer in held):
-        return held
-    for store, name, p in weights:
+    buffers, parameters = layer._buffers, layer._parameters
+    statistics: list[Held] = [(buffers, name, b) for name in STATISTICS if (b := buffers[name]) is not None]
+    weights: list[Held] = [(parameters, name, p) for name, p in parameters.items() if p is not None]
+    widen = any(b.dtype in HALF for _, _, b in statistics)
+    widen = widen and not any(is_sharded(p) for _, _, p in weights)  # FSDP puts in weights of its own
+    held += statistics + weights if widen else statistics
+    for store, name, buffer in statistics:
+        store[name] = buffer.float() if widen and buffer.dtype in HALF else buffer.clone()
+    for store, name, p in weights if widen else []:
         store[name] = nn.Parameter(p.float(), requires_grad=False)
-    return held + weights
 
 
 def _put_back(held: list[Held]) -> None:

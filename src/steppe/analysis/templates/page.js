@@ -31,12 +31,18 @@
   // How wide a picture is inside its axes is known once the labels have their room; its height follows from that.
   function inProportion(element, layout, ratio) {
     const inside = element._fullLayout._size, tall = Math.min(inside.w * ratio, TALLEST), wide = tall / ratio;
-    const fitted = { ...layout, width: layout.width - inside.w + wide, height: layout.height - inside.h + tall };
+    const { width, height } = element._fullLayout;
+    const fitted = { ...layout, width: width - inside.w + wide, height: height - inside.h + tall };
     if (layout.xaxis.ticktext) {
       fitted.xaxis = thinned(layout.xaxis, layout.xaxis.tickangle ? 0 : 7, wide);
       fitted.yaxis = thinned(layout.yaxis, 0, tall);
     }
     return fitted;
+  }
+
+  function hasProportion(element, ratio) {
+    const inside = element._fullLayout._size;
+    return Math.abs(inside.h - inside.w * ratio) <= 1 && inside.h <= TALLEST + 1;
   }
 
   async function draw() {
@@ -49,7 +55,10 @@
       const ratio = figure.layout.meta?.ratio, plot = (how) => Plotly.newPlot(element, figure.data, structuredClone(how), CONFIG);
       if (ratio) { delete layout.yaxis.scaleanchor; } // for where the page does not see to it
       await plot(layout);
-      if (ratio) { await plot(inProportion(element, layout, ratio)); }
+      // Other labels, other margins: what is inside comes near its proportion, and nearer the next time.
+      for (let times = 0; ratio && times < 3 && !hasProportion(element, ratio); times++) {
+        await plot(inProportion(element, layout, ratio));
+      }
     }));
   }
 

@@ -99,6 +99,15 @@ class Combining:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
+    def skip(self, parameters: Sequence[Tensor], stage: Stage) -> None:
+        """A step without a climb because every radius is 0: let the descent know, where it asks."""
+        skip = getattr(self._parts.descent, "skip", None)
+        reached, gradients = _gradients(parameters)
+        if skip is not None and reached:
+            skip(self._described(reached, gradients, [], stage))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def resume(self, parameters: Sequence[Tensor], stage: Stage) -> None:
         """A step without a climb: put what the descent makes of ∇L(w) into ``.grad``.
 

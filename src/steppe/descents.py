@@ -44,6 +44,8 @@ class Descent(Protocol):
     - ``retreat: float`` (default 0): α of a perturbation ε − α g; needs ``keeps_gradient``;
     - ``climbs_at(step) -> bool`` (default true): whether step number ``step`` (from 0) climbs at all, and
       ``resume(gradients)``, called with ∇L(w) as ``gradients.perturbed`` at the steps that do not;
+    - ``skip(gradients)``, called with ∇L(w) as ``gradients.perturbed``, which is handed down as it is, at a step that
+      would climb if not every radius were 0;
     - what every part may have (:mod:`steppe.parts`): a memory and a view of the passes.
     """
 

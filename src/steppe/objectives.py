@@ -107,9 +107,8 @@ class DomainVariance:
         domains = domains.long()
         number = self.num_domains or int(ranks.largest(domains.max() + 1))
         if domains.device.type == "cpu" and not bool(((domains >= 0) & (domains < number)).all()):
-            raise ValueError(
-                f"domains must be numbered 0 to {number - 1}, got {int(domains.min())} to {int(domains.max())}"
-            )
+            found = f"{int(domains.min())} to {int(domains.max())}"
+            raise ValueError(f"domains must be numbered 0 to {number - 1}, got {found}")
         table = torch.zeros(2, number, dtype=losses.dtype, device=losses.device)
         table.index_add_(1, domains, torch.stack([losses, torch.ones_like(losses)]))
         sums, counts = ranks.sum(table)

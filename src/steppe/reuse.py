@@ -21,8 +21,9 @@ class Reuse:
 
         v = h − (⟨h, g⟩/‖g‖²) g          g + α (‖g‖/‖v‖) v
 
-    with all inner products over all parameters together. What is re-used is this correction, not ε. The authors
-    released no code; some ports take the norms a tensor at a time, and 10 for k.
+    with all inner products over all parameters together. What is re-used is this correction, not ε; after a step that
+    was to climb while every radius was 0, none is. The authors released no code; some ports take the norms a tensor at a
+    time, and 10 for k.
 
     Args:
         every: k ≥ 1; 1 climbs at every step.
@@ -81,6 +82,12 @@ class Reuse:
         least = max(_rounding(dtype) for dtype in {t.dtype for t in correction})
         enough = inner(correction, correction) > least**2 * inner(gradients.perturbed, gradients.perturbed)
         scale(correction, enough.to(square.dtype))
+
+    def skip(self, gradients: Gradients) -> None:
+        """There was no climb where one was due, every radius being 0: then there is nothing to re-use."""
+        if self.every > 1:
+            assert gradients.remember is not None
+            torch._foreach_zero_(gradients.remember("correction"))
 
     def resume(self, gradients: Gradients) -> None:
         """Overwrite ∇L(w), in ``gradients.perturbed``, by ∇L(w) + α (‖∇L(w)‖/‖v‖) v."""

@@ -240,6 +240,7 @@ class SharpnessAware(Engine):
             self._weighing.finish()
             self._stage.note_gradient(self.parameters())
         elif self.parts.climbs_at(self._steps):  # every radius is 0
+            self._combining.skip(self.parameters(), self._stage)
             self._stage.complete = True
         else:
             self._combining.resume(self.parameters(), self._stage)

@@ -222,6 +222,7 @@ def test_of_files_no_more_is_held_than_a_block(
     [
         (lambda states_: states_[:1], "at least two"),
         (lambda states_: network(), "at least two"),
+        (lambda states_: states_[0], "at least two"),
         (lambda states_: [*states_, {"x": torch.zeros(2)}], r"snapshots\[3\] has no '0.weight'"),
         (
             lambda states_: [*states_, states_[0] | {"0.bias": torch.zeros(9)}],

@@ -70,6 +70,17 @@ def show(browser: Any, path: Path) -> Iterator[Any]:
     assert len([url for url in requests if url.startswith("file:")]) == len(contexts)
 
 
+def wait_until(page: Any, condition: str) -> None:
+    """Until the figures (``all``) are so. Playwright's own way would call eval() in the page, which forbids it."""
+    for _ in range(300):
+        if page.evaluate(
+            f"(() => {{ const all = [...document.querySelectorAll('[data-figure]')]; return {condition}; }})()"
+        ):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"it never came to be that {condition}")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 def test_everything_is_drawn_and_nothing_reaches_beyond_the_window(
@@ -139,7 +150,7 @@ def test_colours_follow_the_system(show: Any) -> None:
         chart._fullLayout.font.color, chart._fullData[0].line?.color, chart._fullData[0].colorscale?.[0][1]])"""
     light = page.evaluate(colours)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.querySelectorAll('[data-figure]')[13]._fullLayout.paper_bgcolor === '#15181b'")
+    wait_until(page, "all.every((chart) => chart._fullLayout.paper_bgcolor === '#15181b')")
     dark = page.evaluate(colours)
     assert {each[0] for each in light} == {"#fbfaf6"}
     assert {each[0] for each in dark} == {"#15181b"}
@@ -152,9 +163,7 @@ def test_colours_follow_the_system(show: Any) -> None:
 def test_a_narrower_window_redraws(show: Any) -> None:
     page = show()
     page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
-    page.wait_for_function(
-        "[...document.querySelectorAll('[data-figure]')].every((chart) => chart._fullLayout.width <= innerWidth)"
-    )
+    wait_until(page, "all.every((chart) => chart._fullLayout.width <= innerWidth)")
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
 
 
@@ -191,6 +200,6 @@ def test_on_paper_the_figures_are_dark_on_light(show: Any) -> None:
     page = show((900, 1000), "dark")
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    page.wait_for_function("document.querySelectorAll('[data-figure]')[0]._fullLayout.paper_bgcolor === '#fff'")
+    wait_until(page, "all.every((chart) => chart._fullLayout.paper_bgcolor === '#fff')")
     assert page.evaluate("document.documentElement.scrollWidth") <= 900
     assert page.pdf().startswith(b"%PDF")

@@ -359,6 +359,18 @@ def test_a_plane_that_cannot_be_drawn_is_refused(changes: dict[str, Any], messag
     assert bits(model) == before
 
 
+def test_a_buffer_that_repeats_one_number_stays() -> None:
+    class Repeating(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 3)
+            self.register_buffer("mask", torch.ones(1).expand(5))
+
+    model = Repeating()
+    other = moved_state(model, 1)
+    segment(model, model, other, data(), 2)
+    assert torch.equal(model.mask, torch.ones(5))
+
+
 def test_extra_state_of_modules_is_passed_over() -> None:
     model = network()
     extra = moved_state(model, 1) | {"0._extra_state": {"anything": 1}}

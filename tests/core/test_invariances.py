@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,6 +157,27 @@ def test_a_radius_of_zero_is_the_base_optimizer_in_one_pass(name: str) -> None:
     assert not optimizer.climbs
     assert torch.equal(weights(model), weights(plain))
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
+
+
+@every
+def test_a_radius_that_becomes_zero_leaves_the_base_optimizer(name: str) -> None:
+    """From the next step on that would climb: nothing of the climbs before goes on."""
+    model = network()
+    optimizer = EVERY[name](torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model)
+    train(optimizer, model, batches(5))
+    (group,) = optimizer.param_groups
+    group["rho"] = 0.0
+    while not optimizer.parts.climbs_at(optimizer._steps):
+        train(optimizer, model, batches(1))
+    plain = copy.deepcopy(model)
+    reference = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    reference.load_state_dict({key: value for key, value in optimizer.state_dict().items() if key != "steppe"})
+    for problem in batches(5, seed=2):
+        train(optimizer, model, [problem])
+        reference.zero_grad()
+        nn.functional.cross_entropy(plain(problem.x), problem.y).backward()
+        reference.step()
+    assert torch.equal(weights(model), weights(plain))
 
 
 # --- re-scaling the weights ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +89,7 @@ def pairwise(
             which snapshot); nothing counts; sharded or complex tensors; a file that cannot be read.
         TypeError: a snapshot is none of these kinds.
     """
-    if isinstance(snapshots, str | nn.Module) or len(snapshots) < 2:
+    if isinstance(snapshots, str | Mapping | nn.Module) or len(snapshots) < 2:
         raise ValueError("pairwise() compares at least two snapshots: pass a list of state dicts, modules or paths")
     sources = [source(snapshot, f"snapshots[{i}]") for i, snapshot in enumerate(snapshots)]
     if origin is not None:

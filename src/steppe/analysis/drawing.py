@@ -36,7 +36,7 @@ def blank(x: dict[str, Any], y: dict[str, Any], *, height: int = 380, ratio: flo
             "template": go.layout.Template(),
             "height": 560 if ratio else height,
             "meta": {"ratio": ratio} if ratio else None,
-            "margin": {"l": 16, "r": 16, "t": 60 if ratio else 16, "b": 16},
+            "margin": {"l": 64, "r": 16, "t": 60 if ratio else 16, "b": 48 + 16 * x["title"]["text"].count("<br>")},
             "paper_bgcolor": PAPER,
             "plot_bgcolor": PAPER,
             "font": {"color": INK, "size": 12},
@@ -53,7 +53,6 @@ def axis(title: str) -> dict[str, Any]:
     """An axis; the title says the unit."""
     return {
         "title": {"text": title, "font": {"size": 12, "color": MUTED}, "standoff": 8},
-        "automargin": True,
         "fixedrange": True,
         "gridcolor": GRID,
         "zeroline": False,
@@ -97,7 +96,7 @@ def heat_map(
     limits: Mapping[str, float],
     numbered: bool = False,
 ) -> go.Figure:
-    """A matrix, its first row on top.
+    """A matrix, its first row on top; of squares, unless it is more than twice as wide as high or high as wide.
 
     Args:
         values: ``[len(down), len(across)]``.
@@ -109,7 +108,8 @@ def heat_map(
         limits: ``zmin`` and ``zmax``, as far as they do not follow from the values.
         numbered: put the number of a row after its name.
     """
-    figure = blank(axis(titles[0]), axis(titles[1]), ratio=len(down) / len(across))
+    ratio = min(max(len(down) / len(across), 0.5), 2.0)
+    figure = blank(axis(titles[0]), axis(titles[1]), ratio=ratio)
     # Rows and columns stand at their numbers: categories of one name would be one.
     figure.add_heatmap(
         z=plain(values.tolist()),
@@ -129,10 +129,10 @@ def heat_map(
     for each, names in ((figure.layout.xaxis, columns), (figure.layout.yaxis, rows)):
         shown = range(0, len(names), math.ceil(len(names) / LABELS))
         each.update(tickvals=list(shown), ticktext=[names[i] for i in shown], tickfont={"size": 10})
-        each.update(constrain="domain", showgrid=False, showline=False, ticks="")
+        each.update(constrain="domain", showgrid=False, showline=False, ticks="", automargin=True)
     figure.update_xaxes(range=[-0.5, len(across) - 0.5], tickangle=-90 if max(map(len, across)) > 3 else 0)
-    figure.update_yaxes(range=[len(down) - 0.5, -0.5], scaleanchor="x")
-    return figure.update_layout(hovermode="closest", showlegend=False)
+    figure.update_yaxes(range=[len(down) - 0.5, -0.5], scaleanchor="x" if ratio == len(down) / len(across) else None)
+    return figure.update_layout(hovermode="closest", showlegend=False, margin={"l": 16, "b": 16})
 
 
 def line_style(name: str, names: Sequence[str]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def local_entropy(
     names: Iterable[str] | None = None,
     progress: bool = False,
 ) -> LocalEntropy:
-    """Local entropy loss −log E exp(−L(θ')), θ' ~ N(w, σ²I), by Monte Carlo (Baldassi et al., PNAS 2015; Chaudhari et
+    """Local entropy loss −log E exp(−L(θ')), θ' ~ N(w, σ²I), by Monte Carlo (Baldassi et al., PNAS 2016; Chaudhari et
     al., ICLR 2017).
 
     L is the mean loss over the loader. With Z_i = exp(−L(w + σ z_i)), i = 1…n, and Z̄ their mean,

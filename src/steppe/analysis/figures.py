@@ -112,10 +112,11 @@ def entropy(results: Mapping[str, LocalEntropy | Sequence[LocalEntropy]]) -> go.
         figure = blank(axis("σ, in units of the weights"), axis("local entropy loss ± s.e. (nats)"))
         figure.update_xaxes(type="log", tickvals=sigmas, ticktext=[f"{sigma:g}" for sigma in sigmas])
     else:
-        at = f" at σ = {sigmas[0]:g}" if len(sigmas) == 1 else ""
-        figure = blank(axis(f"local entropy loss{at} ± standard error (nats)"), axis(""), height=90 + 36 * len(lines))
+        at = f"<br>σ = {sigmas[0]:g}, in units of the weights" if len(sigmas) == 1 else ""
+        figure = blank(axis(f"local entropy loss ± s.e. (nats){at}"), axis(""), height=90 + 36 * len(lines))
         figure.update_yaxes(tickvals=list(range(len(lines))), ticktext=[label(name, LONGEST) for name in lines])
-        figure.update_yaxes(range=[len(lines) - 0.5, -0.5], showgrid=False).update_layout(showlegend=False)
+        figure.update_yaxes(range=[len(lines) - 0.5, -0.5], showgrid=False, automargin=True)
+        figure.update_layout(showlegend=False, margin={"l": 16})
     for number, (name, line) in enumerate(lines.items()):
         style = line_style(name, list(lines)) | {"mode": "lines+markers" if over_sigma else "markers"}
         values = plain([each.value for each in line])
@@ -228,7 +229,9 @@ def plane(result: Plane, of: Measure = "loss", *, names: Sequence[str] = ("w₁"
         figure.add_annotation(
             x=x,
             y=y,
-            yshift=-22 if place == 0 else 22,  # the first two may lie close together, at one height
+            **_beside(
+                (x - result.x[0]) / (result.x[-1] - result.x[0]), (y - result.y[0]) / (result.y[-1] - result.y[0])
+            ),
             text=f"{short[place]} <b>{value:.3g}</b>",
             font={"color": INK, "size": 12},
             showarrow=False,
@@ -239,6 +242,15 @@ def plane(result: Plane, of: Measure = "loss", *, names: Sequence[str] = ("w₁"
     if to_scale:
         figure.update_yaxes(scaleanchor="x", constrain="domain").update_xaxes(constrain="domain")
     return figure.update_layout(showlegend=False, hovermode="closest")
+
+
+def _beside(across: float, up: float) -> dict[str, Any]:
+    """Where the label of a point goes, at these shares of the picture's width and height: inwards, and off its middle.
+
+    w₁ and w₂ may lie close together, at one height: the label of what is on the left is below, unless that is outside.
+    """
+    anchor, shift = ("left", -12) if across < 1 / 3 else ("right", 12) if across > 2 / 3 else ("center", 0)
+    return {"xanchor": anchor, "xshift": shift, "yshift": -22 if up > 0.9 or (across < 1 / 3 and up > 0.05) else 22}
 
 
 def _levels(values: Tensor, of: Measure) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:

@@ -136,7 +136,7 @@ class Places:
             _check_shapes(each, {**dict(zip(found, names, strict=True)), **buffers})
         own = {t.untyped_storage().data_ptr() for t in (*names, *buffers.values())}
         present = [set(each.names()) for each in read]
-        held = [name for name in buffers if all(name in some for some in present)]
+        held = [name for name, b in buffers.items() if not repeats(b) and all(name in some for some in present)]
         self._parameters = list(names)
         self._buffers = [buffers[name] for name in held]
         self._weights = [[_whole(e, name, own) for name in found] for e, found in zip(read, called, strict=True)]
@@ -176,7 +176,7 @@ class Places:
 def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for name, buffer in owner._buffers.items():
-            if buffer is not None and name not in owner._non_persistent_buffers_set and not repeats(buffer):
+            if buffer is not None and name not in owner._non_persistent_buffers_set:
                 yield f"{prefix}.{name}" if prefix else name, buffer
 
 

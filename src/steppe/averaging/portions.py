@@ -25,31 +25,34 @@ def portions(*lists: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
     """
     alike: dict[tuple[torch.device | torch.dtype, ...], list[tuple[Tensor, ...]]] = {}
     for row in zip(*lists, strict=True):
-        alike.setdefault((row[0].device, *(tensor.dtype for tensor in row)), []).append(row)
+        alike.setdefault((row[0].device, *[tensor.dtype for tensor in row]), []).append(row)
     for rows in alike.values():
         most = CACHED if rows[0][0].device.type == "cpu" else LAUNCHED
-        portion: list[tuple[Tensor, ...]] = []
+        small: list[tuple[Tensor, ...]] = []
         size = 0
-        for piece in (piece for row in rows for piece in _pieces(row, most)):
-            numbers = piece[0].numel()
-            if portion and size + numbers > most:
-                yield [list(column) for column in zip(*portion, strict=True)]
-                portion, size = [], 0
-            portion.append(piece)
+        for row in rows:
+            numbers = row[0].numel()
+            if numbers > most:
+                yield from ([[piece] for piece in pieces] for pieces in _cut(row, most))
+                continue
+            if size + numbers > most:
+                yield [list(column) for column in zip(*small, strict=True)]
+                small, size = [], 0
+            small.append(row)
             size += numbers
-        if portion:
-            yield [list(column) for column in zip(*portion, strict=True)]
+        if small:
+            yield [list(column) for column in zip(*small, strict=True)]
 
 
-def _pieces(row: tuple[Tensor, ...], most: int) -> Iterator[tuple[Tensor, ...]]:
-    if row[0].numel() <= most:
-        return iter([row])
-    # In one piece, whatever the order of its dimensions: channels may come last.
-    order = sorted(range(row[0].dim()), key=row[0].stride, reverse=True)
-    ordered = [tensor.permute(order) for tensor in row]
-    if not all(tensor.is_contiguous() for tensor in ordered):
-        return iter([row])
-    return zip(*(torch.split(tensor.view(-1), most) for tensor in ordered), strict=True)
+def _cut(row: tuple[Tensor, ...], most: int) -> Iterator[tuple[Tensor, ...]]:
+    flat = list(row)
+    if not all(tensor.is_contiguous() for tensor in row):
+        # In one piece all the same, if the order of their dimensions is one: channels may come last.
+        order = sorted(range(row[0].dim()), key=row[0].stride, reverse=True)
+        flat = [tensor.permute(order) for tensor in row]
+        if not all(tensor.is_contiguous() for tensor in flat):
+            return iter([row])
+    return zip(*(torch.split(tensor.view(-1), most) for tensor in flat), strict=True)
 
 
 @torch.no_grad()
@@ -61,11 +64,15 @@ def approach(targets: Sequence[Tensor], ends: Sequence[Tensor], share: float) ->
         ends: parallel to ``targets``.
         share: in (0, 1]; 1 gives the ends' own bits.
     """
-    if share == 1 and targets:
-        torch._foreach_copy_(list(targets), list(ends))
+    if not targets:
         return
-    for some, towards in portions(targets, ends):
-        torch._foreach_lerp_(some, _in_dtype(towards, some[0].dtype), share)
+    if share == 1:
+        torch._foreach_copy_(list(targets), list(ends))
+    elif all(target.dtype == end.dtype for target, end in zip(targets, ends, strict=True)):
+        torch._foreach_lerp_(list(targets), list(ends), share)
+    else:
+        for some, towards in portions(targets, ends):
+            torch._foreach_lerp_(some, _in_dtype(towards, some[0].dtype), share)
 
 
 @torch.no_grad()

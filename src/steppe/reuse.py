@@ -21,9 +21,9 @@ class Reuse:
 
         v = h − (⟨h, g⟩/‖g‖²) g          g + α (‖g‖/‖v‖) v
 
-    with all inner products over all parameters together. What is re-used is this correction, not ε; after a step that
-    was to climb while every radius was 0, none is. The authors released no code; some ports take the norms a tensor at a
-    time, and 10 for k.
+    with all inner products over all parameters together. What is re-used is this correction, not ε; none is after a
+    step that was to climb while every radius was 0. The authors released no code; some ports take the norms a tensor at
+    a time, and 10 for k.
 
     Args:
         every: k ≥ 1; 1 climbs at every step.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import math
 import re
@@ -18,6 +17,7 @@ from made_up_results import EVIL, comparison, ground, line, local_entropy, pairw
 from steppe.analysis import figures
 from steppe.analysis.figures import Section, cka, diversity, entropy, matrix, plane, segment, write_page
 from steppe.analysis.shades import DARK, DIVERGING, SEQUENTIAL, VARIABLES
+from steppe.look import style_sheet
 
 
 def plain(figure: go.Figure) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def test_figures_use_colours_that_have_a_partner_on_dark() -> None:
     }  # fmt: skip
     assert used
     assert used <= {*DARK, *VARIABLES}
-    css = importlib.resources.files("steppe.report").joinpath("templates", "page.css").read_text()
+    css = style_sheet()
     for colour, variable in VARIABLES.items():
         assert f"{variable}: {colour};" in css.split("@media")[0]
 
@@ -188,6 +188,14 @@ def test_the_page_is_one_file_with_the_numbers_in_it(tmp_path: Path) -> None:
     assert [int(number) for number in re.findall(r'data-figure="(\d+)"', page)] == list(range(len(expected)))
     again = write_page(tmp_path / "again.html", f"Title {EVIL}", sections())
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_figure_of_ones_own_cannot_end_the_script(tmp_path: Path) -> None:
+    own = go.Figure(layout={"title": {"text": "</script><script>alert(1)</script>"}})
+    page = write_page(tmp_path / "page.html", "title", [Section("one", {"own": own})]).read_text()
+    assert "<script>alert" not in page
+    data = json.loads(re.search(r'<script type="application/json" id="steppe-data">(.*?)</script>', page, re.S)[1])
+    assert data["figures"] == [plain(own)]
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

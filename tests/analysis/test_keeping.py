@@ -125,11 +125,14 @@ def test_autocast_does_not_go_on_with_old_weights() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = segment(model, model, other, batches, 2)
         again = evaluate(model, batches)
+        disturbed = local_entropy(model, batches, sigma=1.0, samples=3).losses
+        last = evaluate(model, batches)
     expected = nn.Sequential(nn.Linear(6, 3))
     expected.load_state_dict(other)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert evaluate(expected, batches) == found.end
-    assert again == found.start
+    assert again == last == found.start
+    assert len({*disturbed, again.loss}) == 4
 
 
 class Tied(nn.Module):

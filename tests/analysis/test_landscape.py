@@ -70,6 +70,20 @@ def test_the_ends_are_the_states_bit_for_bit() -> None:
     assert (beyond.start, beyond.end) == tuple(direct)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_end_is_exact_however_far_the_start(dtype: torch.dtype) -> None:
+    """a + (b − a) is 0 where b is too small beside a to be seen in the difference."""
+    model = nn.Linear(6, 3, bias=False, dtype=dtype)
+    far, near = {"weight": torch.full((3, 6), 1e30, dtype=dtype)}, {"weight": torch.full((3, 6), 1e-10, dtype=dtype)}
+    seen: list[Tensor] = []
+    segment(model, far, near, data(8, dtype=dtype), 2, refresh=lambda m: seen.append(m.weight.detach().clone()))
+    assert torch.equal(seen[1], near["weight"])
+    away = {"weight": 1e30 * torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)}
+    seen.clear()
+    plane(model, (far, away, near), data(8, dtype=dtype), 2, refresh=lambda m: seen.append(m.weight.detach().clone()))
+    assert torch.equal(seen[2], near["weight"])
+
+
 def mixed(model: nn.Module, one: dict[str, Tensor], other: dict[str, Tensor], t: float) -> nn.Module:
     """The model between two states, by hand: parameters in float64, statistics no further than the ends."""
     result = copy.deepcopy(model)

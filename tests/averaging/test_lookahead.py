@@ -228,14 +228,13 @@ def test_a_parameter_that_has_no_gradient_is_left_alone_and_yet_counts() -> None
     frozen.requires_grad_(False)
     base = torch.optim.SGD([used, unused, frozen], lr=1.0)
     optimizer = steppe.Lookahead(base, k=3, anchor=8.0)
-    for gradient in (1.0, 0.0):
+    for gradient in (1.0, 2.0):
         used.grad = torch.full_like(used, gradient)
         optimizer.step()
-    # θ_1 = 0 = m_1, nothing pulls; then θ_2 = θ_1
     used.grad = torch.ones_like(used)
-    used.data.add_(1.0)  # θ is 1 away from m
     optimizer.step()
-    assert used.grad.tolist() == [1 + 2 * 8.0 / 8] * 4  # n is 8: the frozen numbers do not count
+    # θ_1 = 0, θ_2 = −2, which is 1 away from their mean; n is 8, for the frozen numbers do not count
+    assert used.grad.tolist() == [1 - 2 * 8.0 / 8] * 4
     assert unused.grad is None
     assert unused.tolist() == frozen.tolist() == [1.0] * 4
 
@@ -251,9 +250,11 @@ class Branching(nn.Module):
         return self.always(x) + self.sometimes(x) if self.both else self.always(x)
 
 
-def test_a_layer_that_only_some_steps_reach_has_a_mean_of_all_steps() -> None:
+@pytest.mark.parametrize("anchor", [0.0, 0.5])
+def test_a_layer_that_only_some_steps_reach_has_a_mean_of_all_steps(anchor: float) -> None:
     model = Branching()
-    optimizer = steppe.Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=4, alpha=0.5, fast="mean")
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = steppe.Lookahead(base, 4, 0.5, "mean", anchor, anchor_reduction="sum")
     phi, fast = model.sometimes.weight.detach().clone(), []
     optimizer.base.register_step_post_hook(lambda *_: fast.append(model.sometimes.weight.detach().clone()))
     for number, problem in enumerate(batches(4)):
@@ -310,6 +311,37 @@ def test_tied_weights_are_one_parameter() -> None:
         optimizer.step()
     assert model[0] is model[1]
     assert shared.tolist() == [1 + 0.5 * (-3 - 1)] * 3
+
+
+class Elsewhere(torch.optim.SGD):
+    """Calls its closure where the weights are one larger, as other libraries' sharpness-aware optimizers do."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        parameters = self.param_groups[0]["params"]
+        torch._foreach_add_(parameters, 1.0)
+        with torch.enable_grad():
+            loss = closure()
+        torch._foreach_sub_(parameters, 1.0)
+        super().step()
+        return loss
+
+
+def test_the_mean_is_that_of_the_weights_between_steps_wherever_a_closure_is_called() -> None:
+    parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = steppe.Lookahead(Elsewhere([parameter], lr=1.0), k=9, anchor=0.25, anchor_reduction="sum")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        (-parameter.sum()).backward()
+        return parameter.sum().detach()
+
+    seen = [optimizer.step(closure).item() for _ in range(4)]
+    # θ_1 = 1 = m, and θ + 1 is 1 from it: θ_2 = 1 + 1 − ½ · 1; then m is (1 + 1½)/2, and so on
+    third = 1.5 + 1 - 0.5 * (1.5 + 1 - 1.25)
+    fourth = third + 1 - 0.5 * (third + 1 - (1 + 1.5 + third) / 3)
+    assert seen == [1.0, 2.0, 2.5, third + 1]
+    assert parameter.item() == pytest.approx(fourth, abs=1e-15)
 
 
 def test_parameters_of_any_layout_and_dtype() -> None:

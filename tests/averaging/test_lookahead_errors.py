@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from problems import batches, losses_of, network, weights
 from torch import nn
 
@@ -63,6 +64,12 @@ def test_rounds_do_not_nest() -> None:
     between.base = inner
     with pytest.raises(TypeError, match="rounds do not nest"):
         steppe.Lookahead(between)
+
+
+def test_what_accelerate_has_prepared_goes_outside() -> None:
+    prepared = Accelerator(cpu=True).prepare(sgd())
+    with pytest.raises(TypeError, match="AcceleratedOptimizer calls no hooks: put Lookahead around what it wraps"):
+        steppe.Lookahead(prepared)
 
 
 @pytest.mark.parametrize("around", [lambda base: base, steppe.SAM])

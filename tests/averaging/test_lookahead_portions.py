@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steppe.averaging import portions as module
-from steppe.averaging.portions import add_difference, approach, portions, pull_back
+from steppe.averaging.portions import add_pull, approach, portions, pull_back
 
 LAYOUTS = {
     "contiguous": lambda t: t,
@@ -67,11 +67,16 @@ def test_what_is_done_to_portions_is_done_to_all(shapes, share: float) -> None:
     assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(slow, ends, strict=True))
 
 
-@given(lists, st.sampled_from([None, 4.0]))
-def test_a_difference_is_added(shapes, scale: float | None) -> None:
-    sums, a, b = (tensors(shapes, which) for which in range(3))
-    b = [t.float() if t.dtype == torch.bfloat16 else t for t in b]
-    expected = [s.double() + 0.5 * (scale or 1) * (x.double() - y.double()) for s, x, y in zip(sums, a, b, strict=True)]
-    add_difference(sums, a, b, 0.5, None if scale is None else torch.tensor(scale))
-    for s, value in zip(sums, expected, strict=True):
-        torch.testing.assert_close(s, value.to(s.dtype), atol=2**-4 if s.dtype == torch.bfloat16 else 0, rtol=2**-7)
+@given(lists, st.sampled_from([None, 0.25, 1.0]), st.sampled_from([None, 4.0]))
+def test_a_pull_is_added(shapes, share: float | None, scale: float | None) -> None:
+    gradients, ends, means = (tensors(shapes, which) for which in range(3))
+    means = [t.float() if t.dtype == torch.bfloat16 else t for t in means]
+    middles = [m.double() + (share or 0) * (w.double() - m.double()) for w, m in zip(ends, means, strict=True)]
+    sums = [
+        g.double() + 0.5 * (scale or 1) * (w.double() - m)
+        for g, w, m in zip(gradients, ends, middles, strict=True)
+    ]  # fmt: skip
+    add_pull(gradients, ends, means, 0.5, share=share, scale=None if scale is None else torch.tensor(scale))
+    assert all(torch.equal(m.double(), middle) for m, middle in zip(means, middles, strict=True))
+    for g, total in zip(gradients, sums, strict=True):
+        torch.testing.assert_close(g, total.to(g.dtype), atol=2**-3 if g.dtype == torch.bfloat16 else 0, rtol=2**-7)

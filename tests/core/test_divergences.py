@@ -253,13 +253,16 @@ def test_a_class_that_both_exclude_does_not_count(which: Additive) -> None:
     (gradient,), (right,) = (torch.autograd.grad(rows.sum(), current, retain_graph=True) for rows in (found, expected))
     torch.testing.assert_close(gradient, right)
     assert which(wide, wide.detach()).item() == 0
+    with torch.no_grad():
+        torch.testing.assert_close(which.rows(wide, wide.roll(1, 0)), which.rows(current, current.roll(1, 0)))
 
 
 @pytest.mark.parametrize("which", ALL, ids=repr)
 def test_logits_that_are_no_numbers_stay_visible(which: Divergence) -> None:
-    broken = logits(0, (6, 4))
+    whole, broken = logits(0, (6, 4)), logits(1, (6, 4))
     broken[2, 1] = torch.nan
-    assert which(broken, broken.clone()).isnan()
+    for current, reference in ((broken, broken), (broken, whole), (whole, broken)):
+        assert which(current, reference).isnan()
 
 
 @pytest.mark.parametrize("which", ALL, ids=repr)

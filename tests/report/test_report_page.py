@@ -12,8 +12,8 @@ import pytest
 from made_up_runs import write_benchmark, write_run
 
 from steppe.errors import SteppeError
+from steppe.look.palette import inks
 from steppe.report import load_runs, write_page
-from steppe.report.palette import inks
 
 EVIL = '</script><script>alert("1")</script><img src=x onerror=alert(2)>\'&amp;{{ 7*7 }}\u2028'
 

@@ -171,7 +171,8 @@ def _blocks(sources: Sequence[Source], name: str) -> Iterator[Tensor]:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    return rows @ rows.T
+    product = rows @ rows.T
+    return (product + product.T) / 2  # libraries sum the two halves in different orders
 
 
 def _pairs(matrix: Tensor) -> Tensor:

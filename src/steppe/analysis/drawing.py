@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from steppe.analysis.shades import GRID, INK, MUTED, PAPER
-from steppe.report.palette import inks
+from steppe.look.palette import inks
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")

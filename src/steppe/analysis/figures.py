@@ -21,7 +21,7 @@ from steppe.analysis.page import Section as Section
 from steppe.analysis.page import write_page as write_page
 from steppe.analysis.shades import DIVERGING, INK, MUTED, PAPER, SEQUENTIAL, scale
 from steppe.analysis.similarity import CKA
-from steppe.report.palette import VERMILION
+from steppe.look.palette import VERMILION
 
 LEVELS = 16
 """Contours in a plane, about."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe.analysis.shades import DARK, VARIABLES
+from steppe.look import style_sheet
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
         number += len(section.figures)
     return _template("page.html").format(
         title=html.escape(title),
-        css=resources.files("steppe.report").joinpath("templates", "page.css").read_text(encoding="utf-8"),
+        css=style_sheet(),
         own_css=_template("page.css"),
         sections="\n".join(bodies),
         data=plain,

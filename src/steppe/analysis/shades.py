@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steppe.report.palette import WHEEL
+from steppe.look.palette import WHEEL
 
 PAPER, INK, MUTED, GRID = "#fbfaf6", "#20252b", "#59616b", "#e6e2d6"
 """As ``page.css`` of the report has them on light ground."""

@@ -122,7 +122,7 @@ def cka(
 
     Args:
         model_a, model_b: two models, or one with two states.
-        loader: batches ``(x, ...)`` of x and anything else.
+        loader: batches ``(x, y, ...)``; of y nothing counts but its length.
         layers: names of modules (``model.named_modules()``) whose outputs are compared, ``"name:input"`` for what goes
             into one. By default the input of the linear layer that is called last: the features before the head.
             Where a module returns several tensors, the first counts; where it is called several times, its last call.

@@ -26,15 +26,14 @@ class InnerState:
         optimizer: the innermost one.
 
     Raises:
-        SteppeError: ``handling`` is none of the three, or the optimizer cannot begin anew.
+        ValueError: ``handling`` is none of the three, or ``"reset"`` is impossible with this optimizer.
     """
 
     def __init__(self, handling: Handling, optimizer: Optimizer) -> None:
         if handling not in get_args(Handling):
             raise unknown_name("state", str(handling), get_args(Handling))
         if handling == "reset" and isinstance(optimizer, Adagrad):
-            raise ValueError("Adagrad makes its state when it is constructed, and has none to begin with again: use "
-                             "state='carry' or state='pullback'")  # fmt: skip
+            raise ValueError("Adagrad begins with a state that it was made with: use state='carry' or state='pullback'")
         self.handling = handling
         self._slow: dict[str, dict[Tensor, Tensor]] = {}
 

@@ -76,10 +76,10 @@ class Lookahead(Rounds):
             skips; ``lookahead.step(scaler=scaler)`` does.)
 
     Raises:
-        TypeError: ``optimizer`` is no optimizer, is a Lookahead, or cannot be anchored (L-BFGS, whose line searches
-            know nothing of the penalty); ``k`` is no integer.
-        ValueError: an option is out of range or not known; an anchor for what is maximised; parameters are sharded, and
-            there is no model.
+        TypeError: ``optimizer`` is no optimizer, contains a Lookahead or what a library has put around an optimizer, or
+            cannot be anchored (L-BFGS, whose line searches know nothing of the penalty); ``k`` is no integer.
+        ValueError: an option is out of range, not known, or impossible with this optimizer (an anchor for what is
+            maximised, a reset of Adagrad's state); or parameters are sharded, and there is no model.
     """
 
     def __init__(
@@ -151,6 +151,7 @@ class Lookahead(Rounds):
         innermost, made = self._innermost, Made()
         hooks = [innermost.register_step_post_hook(made)]
         if self.anchor and closure is not None and innermost is self.base:
+            self._catch_up()
             closure = self._anchored(closure)  # whose gradients come after the hook before the step
         elif self.anchor:
             hooks.append(innermost.register_step_pre_hook(lambda optimizer, *_: self._pull(optimizer)))
@@ -221,6 +222,7 @@ class Lookahead(Rounds):
             "known": self._begun,
             "rounds": self.rounds,
             "round_step": self.round_step,
+            "averaged": self._averaged,
             "weights": memory.state(self._remembered, keys),
             "inner": self._inner_state.state(self._innermost, keys),
         }
@@ -245,7 +247,8 @@ class Lookahead(Rounds):
             super().load_extra_state(state)
         self._begin_anew()
         if own["known"]:
-            self._begun, self.rounds, self.round_step = True, int(own["rounds"]), int(own["round_step"])
+            self._begun = True
+            self.rounds, self.round_step, self._averaged = (int(own[n]) for n in ("rounds", "round_step", "averaged"))
             self._memory.load(own["weights"], self._remembered, keys)
             self._inner_state.load(own["inner"], keys)
 
@@ -269,9 +272,8 @@ class Lookahead(Rounds):
             ValueError: the groups do not match, or see :meth:`load_extra_state`. Nothing has changed then.
         """
         self._refuse_inside("load_state_dict()")
-        sizes, saved = (
-            [len(g["params"]) for g in groups] for groups in (self.param_groups, state_dict["param_groups"])
-        )
+        sizes = [len(group["params"]) for group in self.param_groups]
+        saved = [len(group["params"]) for group in state_dict["param_groups"]]
         if sizes != saved:
             raise ValueError(f"the state has parameter groups of the sizes {saved}, the optimizer of {sizes}")
         super().load_state_dict(state_dict)

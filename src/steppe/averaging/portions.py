@@ -91,25 +91,36 @@ def pull_back(slow: Sequence[Tensor], ends: Sequence[Tensor], fast: Sequence[Ten
 
 
 @torch.no_grad()
-def add_difference(
-    sums: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor], factor: float, scale: Tensor | None = None
+def add_pull(
+    gradients: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    means: Sequence[Tensor],
+    strength: float,
+    *,
+    share: float | None = None,
+    scale: Tensor | None = None,
 ) -> None:
-    """sums ← sums + factor · scale · (a − b), in place.
+    """means ← means + share · (weights − means), then gradients ← gradients + strength · (weights − means), in place.
 
-    The difference is taken first, in the dtype of ``b``: a and b are near to each other, and each is far larger.
+    Both at once cost little more than the second alone. The difference is taken in the dtype of the means before it is
+    multiplied: where weights are their mean, nothing is added.
 
     Args:
-        sums: to be added to.
-        a: parallel to ``sums``.
-        b: parallel to ``sums``, in float32 or better.
-        factor: a number.
-        scale: a number that the host need not know, 0-dim.
+        gradients: to be added to.
+        weights: parallel to ``gradients``.
+        means: parallel to ``gradients``, in float32 or better.
+        strength: what the differences are multiplied by.
+        share: in (0, 1]; ``None`` leaves the means as they are.
+        scale: a further factor that the host need not know, 0-dim.
     """
-    for some, left, right in portions(sums, a, b):
-        differences = torch._foreach_sub(_in_dtype(left, right[0].dtype), right)
+    for some, ends, middles in portions(gradients, weights, means):
+        ends = _in_dtype(ends, middles[0].dtype)
+        if share is not None:
+            approach(middles, ends, share)
+        differences = torch._foreach_sub(ends, middles)
         if scale is not None:
-            torch._foreach_mul_(differences, scale.to(right[0].device, non_blocking=True))
-        torch._foreach_add_(some, _in_dtype(differences, some[0].dtype), alpha=factor)
+            torch._foreach_mul_(differences, scale.to(middles[0].device, non_blocking=True))
+        torch._foreach_add_(some, _in_dtype(differences, some[0].dtype), alpha=strength)
         del differences  # before the next are taken
 
 

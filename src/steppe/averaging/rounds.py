@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from steppe.averaging.inner_state import Handling, InnerState
-from steppe.averaging.portions import add_difference, approach, pull_back
+from steppe.averaging.portions import add_pull, approach, pull_back
 from steppe.checks import check_model
 from steppe.errors import unknown_name
 from steppe.memory import Memory, Start
@@ -45,6 +45,8 @@ class Rounds(OptimizerWrapper):
             raise TypeError(f"Lookahead goes around a torch.optim.Optimizer instance, got {type(optimizer).__name__}")
         super().__init__(optimizer)
         innermost = self._innermost
+        if not hasattr(innermost, "_optimizer_step_post_hooks"):  # accelerate's, which imitates one
+            raise TypeError(f"{type(innermost).__name__} calls no hooks: put Lookahead around what it wraps")
         self.k = _steps(k)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be larger than 0 and at most 1, got {alpha}")
@@ -92,6 +94,7 @@ class Rounds(OptimizerWrapper):
     def _begin_anew(self) -> None:
         """The first round is to come."""
         self.rounds = self.round_step = 0
+        self._averaged = 0  # fast weights of this round that are in the mean: the last may be missing
         self.round_ended = self._begun = False
         self._memory = Memory()
         self._inner_state.forget()
@@ -135,28 +138,48 @@ class Rounds(OptimizerWrapper):
         if any(gradient.layout != torch.strided for gradient in gradients):
             raise RuntimeError("sparse gradients cannot be anchored: build the embedding with sparse=False")
         numbers = sum(p.numel() for p in trained) if self.anchor_reduction == "mean" else 1
-        means = self._memory.tensors("mean", reached, "weights")
-        # Of a fused optimizer that a GradScaler calls: it divides by the scale itself.
-        scale = getattr(optimizer, "grad_scale", None)
-        add_difference(gradients, locals_of(reached), means, 2 * self.anchor / max(numbers, 1), scale)
+        share = 1 / (self._averaged + 1) if self._averaged < self.round_step else None
+        if share is not None:
+            apart = set(reached)
+            self._average([p for p in self.parameters() if p not in apart], share)
+        add_pull(
+            gradients,
+            locals_of(reached),
+            self._memory.tensors("mean", reached, "weights"),
+            2 * self.anchor / max(numbers, 1),
+            share=share,
+            # Of a fused optimizer that a GradScaler calls: it divides by the scale itself.
+            scale=getattr(optimizer, "grad_scale", None),
+        )
+        self._averaged = self.round_step
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def _catch_up(self) -> None:
+        """Take the last fast weights into the mean, where the pull, which does it in passing, is to find it there."""
+        if self._averaged < self.round_step:
+            self._average(self.parameters(), 1 / (self._averaged + 1))
+            self._averaged = self.round_step
+
+    def _average(self, parameters: list[Tensor], share: float) -> None:
+        approach(self._memory.tensors("mean", parameters, "weights"), locals_of(parameters), share)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _advance(self) -> None:
         """A step was made."""
-        parameters = self.parameters()
-        weights = ends = locals_of(parameters)
         self._begun = True
         self.round_step += 1
         self.round_ended = self.round_step >= self.k
-        if self._averages and not (self.round_ended and self.fast == "last"):  # its last mean would serve nobody
-            means = self._memory.tensors("mean", parameters, "weights")
-            approach(means, weights, 1 / self.round_step)
-            ends = means if self.fast == "mean" else weights
+        if self.fast == "mean" and (self.round_ended or not self.anchor):
+            self._catch_up()
         if self.round_ended:
-            pull_back(self._memory.tensors("slow", parameters, "weights"), ends, weights, self.alpha)
+            parameters = self.parameters()
+            weights = locals_of(parameters)
+            followed = self._memory.tensors("mean", parameters, "weights") if self.fast == "mean" else weights
+            pull_back(self._memory.tensors("slow", parameters, "weights"), followed, weights, self.alpha)
             self._inner_state.end_round(self._innermost, parameters, self.alpha)
-            self.rounds, self.round_step = self.rounds + 1, 0
+            self.rounds, self.round_step, self._averaged = self.rounds + 1, 0, 0
             self._written()
 
     def _written(self) -> None:

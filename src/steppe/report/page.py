@@ -10,6 +10,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from steppe.errors import SteppeError
+from steppe.look import style_sheet
 from steppe.report.page_data import View, commands, finished, machines, page_data, run_path, settings_table, view
 from steppe.report.ranking import names, percent, seconds
 from steppe.report.runs import load_runs
@@ -59,7 +60,7 @@ def render(summary: Summary, views: list[View], root: Path) -> str:
     }
     runs = list(summary.runs)
     return environment.get_template("page.html.j2").render(
-        css=_verbatim(environment, "page.css"),
+        css=Markup(style_sheet()),
         script=_verbatim(environment, "page.js"),
         plotly=Markup(get_plotlyjs()),
         data=page_data(views, root),

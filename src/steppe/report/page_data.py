@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from steppe.look.palette import Ink, inks
 from steppe.report.curves import Curve, curves
-from steppe.report.palette import Ink, inks
 from steppe.report.ranking import Answer, answer
 from steppe.report.runs import Problem, Run
 from steppe.report.samples import Gallery, gallery

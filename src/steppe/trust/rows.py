@@ -25,14 +25,14 @@ def kl(first: Tensor, second: Tensor) -> Tensor:
     but for that same error, takes it out to second order.
     """
     log_p, log_q = _log_probabilities(first, second)
-    p, change = log_p.exp(), _change(log_p, log_q)
+    p, change = log_p.exp(), log_q - log_p
     return (_defect(p, change) - (p * change).sum(-1)).clamp_min(0)
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
     """KL(p ‖ q) + KL(q ‖ p) = Σ (q − p) Δ of each row: no term is negative, and an error in a normaliser drops out."""
     log_p, log_q = _log_probabilities(first, second)
-    terms = (log_q.exp() - log_p.exp()) * _change(log_p, log_q)
+    terms = (log_q.exp() - log_p.exp()) * (log_q - log_p)
     return terms.sum(-1).clamp_min(0)  # as computed, exp need not rise with every last digit of its argument
 
 
@@ -41,7 +41,7 @@ def renyi(first: Tensor, second: Tensor, alpha: float) -> Tensor:
     value of a form like :func:`kl`'s where the divergence is small.
     """
     log_p, log_q = _log_probabilities(first, second)
-    change = _change(log_p, log_q)
+    change = log_q - log_p
     log_sum = torch.logsumexp(log_p + (1 - alpha) * change, -1)
     with torch.no_grad():
         p = log_p.exp()
@@ -51,14 +51,12 @@ def renyi(first: Tensor, second: Tensor, alpha: float) -> Tensor:
 
 
 def _log_probabilities(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Finite ones: a class that a logit of −∞ excludes on both sides is to have a Δ of 0, and not ∞ − ∞."""
     if first.shape[-1] == 1:
         raise ValueError("a softmax over one class is always 1: give logits of two classes, [0, z] for a single z")
-    return torch.log_softmax(first, -1), torch.log_softmax(second, -1)
-
-
-def _change(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Δ; 0 where they are the same, of a class that both exclude by a logit of −∞ too."""
-    return torch.where(log_p == log_q, 0, log_q - log_p)
+    least = torch.finfo(first.dtype).min
+    clamp = torch.clamp_min if torch.is_grad_enabled() else torch.clamp_min_  # autograd needs what log_softmax gave
+    return clamp(torch.log_softmax(first, -1), least), clamp(torch.log_softmax(second, -1), least)
 
 
 def _defect(p: Tensor, change: Tensor) -> Tensor:

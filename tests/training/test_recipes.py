@@ -292,3 +292,11 @@ def test_a_closure_of_the_readme_s_kind_needs_no_more_than_the_penalty_does() ->
     another = built("coral+disam", other)
     assert method.step(closure) == another.step(closure_for(another, other, problem))
     assert same([*model.parameters()], [*other.parameters()])
+
+
+def test_a_hyper_parameter_is_not_given_as_an_option() -> None:
+    model = a_model()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    for option in ({"ascent_fraction": 0.5}, {"m": 2}, {"radius": 0.1}):
+        with pytest.raises(SteppeError, match=f"{next(iter(option))} of 'sam' .*: give it in hyper"):
+            parse("sam").build(base, model, **option)

@@ -154,6 +154,8 @@ class Recipe:
         parts.setdefault("radius", shared.get(RHO.name, 0.0))
         division = {parameter.name: shared[parameter.name] for parameter in COMMON if parameter.name in shared}
         penalties = {word.name: made(word, word.fills["penalty"]) for word in self.words if "penalty" in word.fills}
+        for name in options.keys() & (division.keys() | parts.keys()):
+            raise SteppeError(f"{name} of {self.name!r} is a word's or a hyper-parameter: give it in hyper")
         surroundings["optimizer"] = SharpnessAware(base, model=model, **parts, **division, **options)
         weights = None if trajectory is None else made(*trajectory)
         if isinstance(weights, Lookahead):

@@ -132,13 +132,18 @@ class Sweep:
         return None if self._plan is None else self._plan.limited(self.cells, self.request.search.count)
 
     def rounds(self) -> Iterator[list[Job]]:
-        """Jobs that can be run at the same time, again and again; each is to be done when the next are asked for."""
+        """Jobs that can be run at the same time, again and again; each is to be done when the next are asked for.
+
+        The first are all that there are so far, those of an earlier call of the same sweep included.
+        """
+        first = True
         while True:
-            asked = {cell: search.ask() for cell, search in self._searches.items()}
-            if not any(asked.values()):
+            new = {cell: search.ask() for cell, search in self._searches.items()}
+            if not first and not any(new.values()):
                 return
-            yield self._begin(asked)
-            for cell, proposals in asked.items():
+            yield self._begin({cell: search.asked() for cell, search in self._searches.items()} if first else new)
+            first = False
+            for cell, proposals in new.items():
                 for proposal in proposals:
                     self._tell(cell, proposal.number)
 

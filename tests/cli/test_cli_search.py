@@ -180,7 +180,7 @@ def test_only_a_part(three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ("domain=line", "unknown part of a sweep in --only 'domain'"),
         (
             "held-out=lime",
-            "--only held-out=lime: this sweep has no such part; unknown held out 'lime'; did you mean 'line'",
+            "--only held-out=lime: this sweep has no such part; unknown held-out domain 'lime'; did you mean 'line'",
         ),
         ("algorithm=sam", "--only algorithm=sam: this sweep has no such part; unknown algorithm 'sam'"),
         ("seed=1", "--only seed=1: this sweep has no such part; unknown seed '1'; known: 0"),

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from steppe.errors import SteppeError, unknown_name
 
-KEYS = ("dataset", "held-out", "algorithm", "seed", "selection")
+KEYS = {
+    "dataset": "data set",
+    "held-out": "held-out domain",
+    "algorithm": "algorithm",
+    "seed": "seed",
+    "selection": "selection",
+}
+"""What a part may be named by, and what that is."""
 
 
 def parse_only(given: Sequence[str]) -> dict[str, list[str]]:
@@ -49,6 +56,6 @@ def limited(
     wanted = [spelt(value) for value in only[key]]
     for value in wanted:
         if value not in (members if known is None else known):
-            error = unknown_name(key.replace("-", " "), value, members if known is None else known)
+            error = unknown_name(KEYS[key], value, members if known is None else known)
             raise SteppeError(f"--only {key}={value}: this sweep has no such part; {error}")
     return [member for member in members if member in wanted]

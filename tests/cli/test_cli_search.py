@@ -38,6 +38,12 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of output is broken."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 def bench(*arguments: str | Path, status: int = 0) -> None:
     assert run(["bench", *map(str, arguments), *TINY]) == status
 

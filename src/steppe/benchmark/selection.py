@@ -283,9 +283,8 @@ class Oracle(_Rule):
         return last.held_out_validation_accuracy, last
 
 
-SELECTIONS: Mapping[str, Selection] = {
-    rule.name: rule for rule in (TrainingDomainValidation(), LeaveOneDomainOut(), Oracle())
-}
+_RULES: tuple[Selection, ...] = (TrainingDomainValidation(), LeaveOneDomainOut(), Oracle())
+SELECTIONS: Mapping[str, Selection] = {rule.name: rule for rule in _RULES}
 """The rules by their names on the command line."""
 
 

@@ -161,9 +161,9 @@ def _opened(journal: Path, say: Say) -> Iterator[optuna.Study]:
 
 
 def _load(journal: Path) -> optuna.Study:
-    backend = JournalFileBackend(str(journal), lock_obj=_Lock(journal))
+    lock: Any = _Lock(journal)
     study = optuna.create_study(
-        storage=JournalStorage(backend),
+        storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=lock)),
         study_name=NAME,
         load_if_exists=True,
         direction="maximize",

@@ -192,7 +192,8 @@ def _run(sweep: Sweep, machine: Machine, console: Console, directories: set[Path
     """Do the runs of a sweep that are not done; whether some failed. Their directories are added to ``directories``."""
     rounds = sweep.rounds()
     planned = next(rounds, [])
-    _announce(console, sweep, planned, retry_failed=retry_failed)
+    states = {job.directory: status(job.directory) for job in planned}
+    _announce(console, sweep, states, retry_failed=retry_failed)
     for note in sweep.notes:
         console.print(f"note: {note}", soft_wrap=True)
     learns = sweep.request.search.kind == "tpe"
@@ -202,9 +203,9 @@ def _run(sweep: Sweep, machine: Machine, console: Console, directories: set[Path
         InProcess(sweep.dataset, machine, display, sweep.request.command) as executor,
     ):
         while planned:
-            directories.update(job.directory for job in planned)
-            missing = [job for job in planned if _is_missing(job, retry_failed=retry_failed)]
-            failed |= not retry_failed and any(status(job.directory) == "failed" for job in planned)
+            directories.update(states)
+            missing = [job for job in planned if _is_missing(job, states[job.directory], retry_failed=retry_failed)]
+            failed |= not retry_failed and "failed" in states.values()
             for _ in range(len(planned) - len(missing)):
                 display.run_over()
             for outcome in executor.run(missing):
@@ -212,11 +213,11 @@ def _run(sweep: Sweep, machine: Machine, console: Console, directories: set[Path
                 display.say(_told(outcome, sweep))
                 display.run_over()
             planned = next(rounds, [])
+            states = {job.directory: status(job.directory) for job in planned}
     return failed
 
 
-def _is_missing(job: Job, *, retry_failed: bool) -> bool:
-    state = status(job.directory)
+def _is_missing(job: Job, state: Status, *, retry_failed: bool) -> bool:
     if state == "pruned":
         return job.stop is None
     return state != "finished" and (retry_failed or state != "failed")
@@ -237,14 +238,14 @@ def _told(outcome: Outcome, sweep: Sweep) -> str:
     )
 
 
-def _announce(console: Console, sweep: Sweep, planned: Sequence[Job], *, retry_failed: bool) -> None:
+def _announce(console: Console, sweep: Sweep, states: Mapping[Path, Status], *, retry_failed: bool) -> None:
     dataset = sweep.dataset
     pictures = sum(dataset.size(domain) for domain in dataset.domains)
     console.print(
         f"{dataset.name}: {pictures} pictures of {len(dataset.classes)} classes in {len(dataset.domains)} domains "
         f"({', '.join(dataset.domains)})"
     )
-    counts = Counter(status(job.directory) for job in planned)
+    counts = Counter(states.values())
     again = "failed before and tried again" if retry_failed else "failed before (--retry-failed tries again)"
     notes: dict[Status, str] = {
         "finished": "finished already",
@@ -253,9 +254,10 @@ def _announce(console: Console, sweep: Sweep, planned: Sequence[Job], *, retry_f
         "running": "at work in another process",
         "damaged": "with a damaged result, to be made again",
         "newer": "with a result of a later steppe",
+        "pruned": "pruned before",
     }
     told = [f"{counts[state]} {note}" for state, note in notes.items() if counts[state]]
-    runs = "1 run" if len(planned) == 1 else f"{len(planned)} runs"
+    runs = "1 run" if len(states) == 1 else f"{len(states)} runs"
     if sweep.request.search.kind == "tpe":
         runs = f"a search of {sweep.request.search.count} trials for each of {len(sweep.cells)}; first {runs}"
     console.print(runs + (f", of which {', '.join(told)}" if told else ""))

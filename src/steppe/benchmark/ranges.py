@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -130,7 +130,7 @@ class Searched:
         range: where from.
         source: whose range it is.
         drawn_as: DomainBed's name of it, which seeds its generator; empty: its own full name.
-        default: what draw 0 has; ``None``: what the run's settings say.
+        default: what draw 0 has: of a training setting DomainBed's, of a hyper-parameter the published value.
     """
 
     range: Range
@@ -245,10 +245,10 @@ def space_of(algorithm: str, dataset: str, fixed: Collection[str] = ()) -> dict[
     """
     recipe = parse(algorithm)
     space = dict(_of_dataset(dataset))
-    for full in recipe.names.parameters:
+    for full, published in recipe.hyper({}).items():
         searched = OWN.get(full) or OWN.get(full.partition(".")[2])
         if searched is not None:
-            space[full] = searched
+            space[full] = replace(searched, default=published)
     kept = {name if name in SETTINGS else recipe.names.full(name) for name in fixed}
     return {name: searched for name, searched in space.items() if name not in kept}
 
@@ -266,7 +266,7 @@ def random_draw(space: Space, seed: int) -> dict[str, Value]:
 
 
 def default_draw(space: Space) -> dict[str, Value]:
-    """Draw 0: DomainBed's defaults for the training settings; hyper-parameters keep their published values."""
+    """Draw 0: DomainBed's defaults for the training settings, the published values of the hyper-parameters."""
     return {name: searched.default for name, searched in space.items() if searched.default is not None}
 
 

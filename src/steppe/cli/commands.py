@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from steppe.benchmark.options import SearchOptions
 from steppe.errors import SteppeError
@@ -101,7 +101,7 @@ class Bench:
     --retry-failed.
     """
 
-    dataset: Positional[tuple[str, ...]]
+    dataset: Annotated[Positional[tuple[str, ...]], arg(help_behavior_hint="(one or more)")]
     """Known names (steppe data list) or folders <domain>/<class>/<pictures>."""
     algorithms: tuple[str, ...] = ("erm", "sam", "disam")
     """Words and sums of words, such as coral+disam+sagm."""
@@ -110,8 +110,7 @@ class Bench:
     seeds: int = 3
     """Repetitions."""
     selection: tuple[SelectionName, ...] = ("training",)
-    """How hyper-parameters and checkpoint are chosen: by validation pictures of the domains trained on, by holding
-    out each of these in turn, or by the held-out domain itself. The table is the first one's."""
+    """How hyper-parameters and checkpoint are chosen. The table is the first rule's; the others stand beside it."""
     search: OmitArgPrefixes[SearchOptions] = field(default_factory=SearchOptions)
     only: Annotated[tuple[str, ...], unset("everything")] = ()
     """A part of the sweep: dataset=... held-out=... algorithm=... seed=... selection=...; repeat one for several."""

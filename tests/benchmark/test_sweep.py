@@ -278,6 +278,16 @@ def test_a_search_prunes_what_lies_below_the_median(drawings: Path, tmp_path: Pa
     assert found(tmp_path / "pruning") == before
 
 
+def test_a_part_of_a_search_that_learns_is_of_the_same_search(drawings: Path, tmp_path: Path) -> None:
+    rules = tuple(selection(name) for name in ("oracle", "training"))
+    done(sweep(drawings, tmp_path, TPE, selections=rules))
+    before = found(tmp_path)
+    done(sweep(drawings, tmp_path, TPE, selections=rules[1:], maximised=rules[0]))
+    assert {path for path in found(tmp_path)} == set(before)
+    done(sweep(drawings, tmp_path, TPE, selections=rules[1:]))
+    assert len(list((tmp_path / "sweeps").iterdir())) == 2, "what is maximised is another search"
+
+
 # --- what is wrong is said before anything is written ---
 
 

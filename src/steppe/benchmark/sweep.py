@@ -35,9 +35,11 @@ class Request:
         held_out: domains, or ``all``.
         seeds: the trials.
         settings: everything else about a run.
-        selections: the rules of model selection; the table is the first one's, and a search maximises its score.
+        selections: the rules of model selection; the table is the first one's.
         search: whether hyper-parameters are searched, and how.
         command: the command line, for the records.
+        maximised: the rule whose score a search that learns maximises; by default the first. A part of a sweep has
+            the whole sweep's, whichever selections it is limited to.
     """
 
     algorithms: Sequence[str]
@@ -47,6 +49,12 @@ class Request:
     selections: tuple[Selection, ...] = (TrainingDomainValidation(),)
     search: SearchOptions = dataclasses.field(default_factory=SearchOptions)
     command: str = ""
+    maximised: Selection | None = None
+
+    @property
+    def objective(self) -> Selection:
+        """The rule whose score a search that learns maximises."""
+        return self.maximised or self.selections[0]
 
     @property
     def plain(self) -> bool:
@@ -56,7 +64,8 @@ class Request:
     @property
     def crosses(self) -> bool:
         """Whether runs are needed that hold out two domains."""
-        return any(rule.crosses for rule in self.selections)
+        learning = (self.objective,) if self.search.kind == "tpe" else ()
+        return any(rule.crosses for rule in (*self.selections, *learning))
 
 
 class Sweep:
@@ -173,7 +182,7 @@ class Sweep:
             if other is None:
                 self._planned[cell][proposal.number] = PlannedDraw(proposal.number, proposal.values, path, {})
                 # Pruned by validation accuracy, which only this rule maximises.
-                prunes = self.request.selections[0] == TrainingDomainValidation()
+                prunes = self.request.objective == TrainingDomainValidation()
                 batch.setdefault(job.directory, replace(job, stop=proposal.stop if prunes else None))
             else:
                 draw = self._planned[cell][proposal.number]
@@ -188,7 +197,7 @@ class Sweep:
         search.tell(number, self._found(cell, number) if isinstance(search, TreeParzen) else Found("finished"))
 
     def _found(self, cell: Cell, number: int) -> Found:
-        rule = self.request.selections[0]
+        rule = self.request.objective
         planned = self._planned[cell][number]
         (draw,) = draws_of(cell, {number: planned}, crosses=rule.crosses, trained=self._trained, lost=self._lost)
         if draw.lost == "pruned":
@@ -256,7 +265,7 @@ class Sweep:
         options = self.request.search
         how: dict[str, Any] = {"search": options.kind, "fixed": sorted(self._fixed), "settings": self._settings()}
         if options.kind == "tpe":
-            how |= {"maximised": self.request.selections[0].name, "prune": options.prune}
+            how |= {"maximised": self.request.objective.name, "prune": options.prune}
         return config_id(how)
 
     def _settings(self) -> dict[str, Any]:

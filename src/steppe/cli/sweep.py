@@ -168,6 +168,7 @@ def _parts(
         algorithms=limited(only, "algorithm", algorithms, spelt=lambda value: parse(value).name),
         seeds=[int(seed) for seed in limited(only, "seed", [str(seed) for seed in request.seeds])],
         selections=tuple(rule for rule in request.selections if rule.name in rules),
+        maximised=request.objective,
     )
     kept = [dataset for dataset in datasets if dataset.name in wanted]
     domains = {dataset.spec: _domains(dataset, request.held_out) for dataset in kept}

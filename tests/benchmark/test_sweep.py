@@ -282,8 +282,8 @@ def test_a_part_of_a_search_that_learns_is_of_the_same_search(drawings: Path, tm
     rules = tuple(selection(name) for name in ("oracle", "training"))
     done(sweep(drawings, tmp_path, TPE, selections=rules))
     before = found(tmp_path)
-    done(sweep(drawings, tmp_path, TPE, selections=rules[1:], maximised=rules[0]))
-    assert set(found(tmp_path)) == set(before)
+    done(sweep(drawings, tmp_path, TPE, selections=rules[1:], whole=rules))
+    assert found(tmp_path) == before
     done(sweep(drawings, tmp_path, TPE, selections=rules[1:]))
     assert len(list((tmp_path / "sweeps").iterdir())) == 2, "what is maximised is another search"
 

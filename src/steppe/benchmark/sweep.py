@@ -38,8 +38,7 @@ class Request:
         selections: the rules of model selection; the table is the first one's.
         search: whether hyper-parameters are searched, and how.
         command: the command line, for the records.
-        maximised: the rule whose score a search that learns maximises; by default the first. A part of a sweep has
-            the whole sweep's, whichever selections it is limited to.
+        whole: the rules of the sweep that this is a part of, where it is limited to some of them.
     """
 
     algorithms: Sequence[str]
@@ -49,17 +48,22 @@ class Request:
     selections: tuple[Selection, ...] = (TrainingDomainValidation(),)
     search: SearchOptions = dataclasses.field(default_factory=SearchOptions)
     command: str = ""
-    maximised: Selection | None = None
+    whole: tuple[Selection, ...] = ()
+
+    @property
+    def rules(self) -> tuple[Selection, ...]:
+        """The rules of the whole sweep."""
+        return self.whole or self.selections
 
     @property
     def objective(self) -> Selection:
-        """The rule whose score a search that learns maximises."""
-        return self.maximised or self.selections[0]
+        """The rule whose score a search that learns maximises: the first of the whole sweep."""
+        return self.rules[0]
 
     @property
     def plain(self) -> bool:
         """Whether each number of the table is a run's own: no search, and its selected checkpoint."""
-        return self.search.kind is None and self.selections == (TrainingDomainValidation(),)
+        return self.search.kind is None and self.rules == (TrainingDomainValidation(),)
 
     @property
     def crosses(self) -> bool:
@@ -230,7 +234,7 @@ class Sweep:
         plan = Plan(
             id=self._id,
             search=self.request.search.kind or "",
-            selection=tuple(rule.name for rule in self.request.selections),
+            selection=tuple(rule.name for rule in self.request.rules),
             command=self.request.command,
             settings=self._settings(),
             space=space,

@@ -168,7 +168,7 @@ def _parts(
         algorithms=limited(only, "algorithm", algorithms, spelt=lambda value: parse(value).name),
         seeds=[int(seed) for seed in limited(only, "seed", [str(seed) for seed in request.seeds])],
         selections=tuple(rule for rule in request.selections if rule.name in rules),
-        maximised=request.objective,
+        whole=request.selections,
     )
     kept = [dataset for dataset in datasets if dataset.name in wanted]
     domains = {dataset.spec: _domains(dataset, request.held_out) for dataset in kept}
@@ -177,7 +177,7 @@ def _parts(
         (dataset, replace(request, held_out=limited(only, "held-out", domains[dataset.spec], known=known)))
         for dataset in kept
     ]
-    return [(dataset, part) for dataset, part in parts if part.held_out]
+    return [(dataset, part) for dataset, part in parts if part.held_out or "held-out" not in only]
 
 
 def _domains(dataset: DomainDataset, held_out: Sequence[str]) -> list[str]:

@@ -91,10 +91,12 @@ def select(found: Runs, plans: Sequence[Plan], name: str | None = None) -> Selec
     return Selected(runs, tuple(choices))
 
 
-def searched_text(plan: Plan, rule: Selection) -> str:
-    """How a plan's runs were chosen, in words; empty where each is what it would be without the plan."""
+def searched_text(plan: Plan, rule: Selection, cell: Cell) -> str:
+    """How the runs of a cell and its kin were chosen, in words; empty where each is what it would be without a plan."""
     if plan.search:
-        draws = max((len(found) for found in plan.cells.values()), default=0)
+        kin = (cell.dataset, cell.fingerprint, cell.algorithm)
+        alike = (draws for one, draws in plan.cells.items() if (one.dataset, one.fingerprint, one.algorithm) == kin)
+        draws = max(map(len, alike))
         return f"best of {draws} {SEARCHES.get(plan.search, plan.search)} by {rule.title}"
     return "" if rule.name == "training" else f"checkpoint by {rule.title}"
 
@@ -112,7 +114,6 @@ class _Table:
 
     def choices(self, plan: Plan, rule: Selection) -> list[Choice]:
         """What the rule chooses in each cell that has a finished draw."""
-        text = searched_text(plan, rule)
         found: list[Choice] = []
         passed: Counter[str] = Counter()
         waiting: dict[Cell, str] = {}
@@ -128,6 +129,7 @@ class _Table:
                 except MissingRunsError as error:
                     waiting.setdefault(cell, str(error))
             if there:
+                text = searched_text(plan, rule, cell)
                 found.append(self._choice(cell, plan, rule, rule.choose(there), len(planned), text))
         if passed:
             lost = " and ".join(f"{count} {what}" for what, count in sorted(passed.items()))

@@ -249,7 +249,8 @@ class Sweep:
         space = self._spaces[cell.algorithm]
         if options.kind == "random":
             return RandomDraws(space, options.count, cell.seed)
-        where = plan_directory(self.store.root, self._id) / "studies" / cell.dataset / cell.fingerprint
+        # Absolute: the runs ask it where they are trained, which may be in another directory.
+        where = plan_directory(self.store.root, self._id).absolute() / "studies" / cell.dataset / cell.fingerprint
         return TreeParzen(
             space,
             options.count,

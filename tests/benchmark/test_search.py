@@ -39,7 +39,10 @@ def told(proposals: list[Proposal]) -> list[tuple[int, dict[str, Value]]]:
 
 
 def test_without_a_search_the_settings_are_as_given() -> None:
-    assert told(searched(AsGiven())) == [(0, {})]
+    search = AsGiven()
+    assert told(search.ask()) == [(0, {})]
+    search.tell(0, Found("finished"))
+    assert search.ask() == []
 
 
 def test_random_draws_are_there_at_once_and_asked_again_until_told() -> None:

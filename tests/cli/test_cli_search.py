@@ -104,7 +104,7 @@ def test_a_plain_comparison_stands_beside_a_searched_one(
     arguments = [three, "--algorithms", "erm", "--held-out", "line", "--seeds", "1", "--out", out]
     bench(*arguments, "--draws", "2")
     capsys.readouterr()
-    bench(*arguments, "--lr", "1e-2")
+    bench(*arguments, "--momentum", "0.5", "--optimizer", "sgd")
     assert "best of" not in capsys.readouterr().out, "the table of a command is about its own runs"
     assert run(["report", str(out)]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -286,7 +286,7 @@ def test_a_store_of_an_older_version_is_read_and_added_to(
     text = capsys.readouterr().out
     assert "1 run, of which 1 finished already" in text
     assert text.partition("Accuracy in %")[2] == table
-    bench(*arguments, "--selection", "oracle")
+    bench(*arguments, "--selection", "oracle", status=1)
     text = " ".join(capsys.readouterr().out.split())
     assert f"{path} is of version 1, which has no table of checkpoints" in text
     assert "delete it to train the run again" in text

@@ -17,6 +17,7 @@ import numpy as np
 
 from steppe.data.splits import seed_hash
 from steppe.training.recipes import parse
+from steppe.training.vocabulary_trajectory import LOOKAHEADS
 from steppe.training.words import Value
 
 if TYPE_CHECKING:
@@ -166,13 +167,17 @@ SMALL: Space = {
 }
 """The same on the sets made of MNIST, whose network has no dropout in DomainBed."""
 
-DOMAINNET: Space = SETTINGS | {"batch_per_domain": _domainbed("batch_size", Power(2, 3, 5, whole=True), 32)}
+DOMAINNET: Space = {**SETTINGS, "batch_per_domain": _domainbed("batch_size", Power(2, 3, 5, whole=True), 32)}
 """The same on DomainNet, where a step with six domains is large."""
 
 _WEIGHT = Power(10, -2, 0)
 _DECAY = OneOf((0.99, 0.999, 0.9999))
 _STEPS = Power(10, 0, 4, whole=True)
-_LOOKAHEAD = "around Zhang, Qi et al. 2024 (k 15, alpha 0.05, five times the learning rate)"
+_LOOKAHEAD: Mapping[str, Range] = {
+    "k": OneOf((5, 10, 15, 20)),
+    "alpha": Power(10, -2, 0),
+    "lr_factor": Power(10, 0, 1),
+}
 
 OWN: Mapping[str, Searched] = {
     # DomainBed's algorithms.
@@ -214,13 +219,11 @@ OWN: Mapping[str, Searched] = {
     "mesa.weight": _around("around Sherborne et al. 2024 (0.1)", _WEIGHT),
     "mesa.decay": _around("around Sherborne et al. 2024 (0.999)", _DECAY),
     **{
-        f"{word}.{name}": _around(_LOOKAHEAD, range)
-        for word in ("lookahead", "lookahead-mean", "lookahead-anchor")
-        for name, range in {
-            "k": OneOf((5, 10, 15, 20)),
-            "alpha": Power(10, -2, 0),
-            "lr_factor": Power(10, 0, 1),
-        }.items()
+        f"{word}.{name}": _around(
+            "around Zhang, Qi et al. 2024 (k 15, alpha 0.05, five times the learning rate)", range
+        )
+        for word in LOOKAHEADS
+        for name, range in _LOOKAHEAD.items()
     },
     "lookahead-anchor.anchor": _around("around Zhang, Qi et al. 2024 (0.01)", Power(10, -3, 0)),
     "swad.tolerance_ratio": Searched(OneOf((0.2, 0.3)), "Cha et al. 2021, their two values"),

@@ -151,8 +151,10 @@ class Report:
 
     runs: Positional[Path]
     """The folder that steppe bench, train or demo wrote to."""
-    selection: Annotated[SelectionName | None, unset("each sweep's first")] = None
-    """How hyper-parameters and checkpoint of a sweep are chosen."""
+    selection: Annotated[
+        SelectionName | None, arg(metavar="RULE", help_behavior_hint="(default: each sweep's first)")
+    ] = None
+    """How hyper-parameters and checkpoint of a sweep are chosen: training, leave-one-out or oracle."""
     out: Annotated[Path | None, unset("report.html in that folder")] = None
     """Where the page goes."""
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from rich.console import Console
 
 from steppe.benchmark.executor import InProcess, Outcome
+from steppe.benchmark.plan import read_plans
 from steppe.benchmark.presets import DEMO
 from steppe.benchmark.protocol import ALL, Job, jobs
 from steppe.benchmark.selection import selection
@@ -147,7 +148,7 @@ def _sweep(
     failed = False
     for sweep in sweeps:
         failed |= _run(sweep, machine, console, directories, retry_failed=retry_failed)
-    _show(console, store, sweeps, directories)
+    failed |= not _show(console, store, sweeps, directories)
     return SOME_FAILED if failed else 0
 
 
@@ -264,8 +265,8 @@ def _announce(console: Console, sweep: Sweep, states: Mapping[Path, Status], *, 
     console.print(runs + (f", of which {', '.join(told)}" if told else ""))
 
 
-def _show(console: Console, store: Store, sweeps: Sequence[Sweep], directories: set[Path]) -> None:
-    """The table of these runs; the page of all runs in the store."""
+def _show(console: Console, store: Store, sweeps: Sequence[Sweep], directories: set[Path]) -> bool:
+    """The table of these runs; the page of all runs in the store. Whether each number to be selected is there."""
     found = load_runs(store.root)
     runs = Runs(
         (run for run in found if run.path in directories),
@@ -283,5 +284,6 @@ def _show(console: Console, store: Store, sweeps: Sequence[Sweep], directories: 
     if len(rules) > 1:
         print_selections({rule.title: one for rule, one in zip(rules, summaries, strict=True)}, console)
     print_choices(selected[0].choices, console)
-    if found:
+    if select(found, read_plans(store.root)[0]).runs:
         console.print(f"\npage: {write_page(store.root)}", soft_wrap=True)
+    return len(selected[0].choices) == sum(len(plan.cells) for plan in plans)

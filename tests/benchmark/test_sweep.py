@@ -125,7 +125,9 @@ def test_two_domains_are_held_out_where_a_selection_asks_for_it(drawings: Path, 
     pairs = [("fluent", "line"), ("fluent", "noto"), ("line", "noto")]
     assert sorted(held_out, key=str) == sorted([*singles, *pairs] * 2, key=str), "a pair serves both of its domains"
     chosen = load_selected(tmp_path)
-    assert [choice.by for choice in chosen.choices] == ["leave-one-domain-out cross-validation"] * 3
+    assert [choice.how for choice in chosen.choices] == [
+        "best of 2 random draws by leave-one-domain-out cross-validation"
+    ] * 3
     for choice in chosen.choices:
         assert made.plan is not None
         scores = {}

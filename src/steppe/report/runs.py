@@ -55,13 +55,20 @@ class Searched:
 
     Attributes:
         sweep: the plan's id.
-        text: in words.
+        search: among what, in words; empty where only the checkpoint was chosen.
+        selection: by which rule, in words.
         drawn: the settings that were searched; they differ from run to run.
     """
 
     sweep: str
-    text: str
+    search: str
+    selection: str
     drawn: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """All of it in words."""
+        return f"{f'best of {self.search}' if self.search else 'checkpoint'} by {self.selection}"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Choice:
         values: the hyper-parameters that were searched, setting → value.
         step: of the checkpoint.
         run: the run, with the measures of that checkpoint.
-        by: the selection, in words.
+        how: among what and by which rule it was chosen, in words.
     """
 
     cell: Cell
@@ -35,7 +35,7 @@ class Choice:
     values: Mapping[str, Value]
     step: int
     run: Run
-    by: str
+    how: str
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,15 @@ def select(found: Runs, plans: Sequence[Plan], name: str | None = None) -> Selec
     return Selected(runs, tuple(choices))
 
 
-def searched_text(plan: Plan, rule: Selection, cell: Cell) -> str:
-    """How the runs of a cell and its kin were chosen, in words; empty where each is what it would be without a plan."""
+def how_searched(plan: Plan, rule: Selection, cell: Cell) -> Searched:
+    """How the runs of a cell and its kin, which differ in held-out domain and seed, were chosen."""
+    search = ""
     if plan.search:
         kin = (cell.dataset, cell.fingerprint, cell.algorithm)
         alike = (draws for one, draws in plan.cells.items() if (one.dataset, one.fingerprint, one.algorithm) == kin)
-        draws = max(map(len, alike))
-        return f"best of {draws} {SEARCHES.get(plan.search, plan.search)} by {rule.title}"
-    return "" if rule.name == "training" else f"checkpoint by {rule.title}"
+        search = f"{max(map(len, alike))} {SEARCHES.get(plan.search, plan.search)}"
+    drawn = _settings(plan.space.get(cell.dataset, {}).get(cell.algorithm, {}))
+    return Searched(plan.id, search, rule.title, tuple(drawn))
 
 
 class _Table:
@@ -129,8 +130,7 @@ class _Table:
                 except MissingRunsError as error:
                     waiting.setdefault(cell, str(error))
             if there:
-                text = searched_text(plan, rule, cell)
-                found.append(self._choice(cell, plan, rule, rule.choose(there), len(planned), text))
+                found.append(self._choice(cell, plan, rule, rule.choose(there), len(planned)))
         if passed:
             lost = " and ".join(f"{count} {what}" for what, count in sorted(passed.items()))
             self.notes.append(f"Draws that were {lost}: passed over in the selection.")
@@ -154,7 +154,7 @@ class _Table:
             self._trained[where] = Trained.of(where, self._runs[where].result)
         return self._trained.get(where)
 
-    def _choice(self, cell: Cell, plan: Plan, rule: Selection, chosen: Chosen, of: int, text: str) -> Choice:
+    def _choice(self, cell: Cell, plan: Plan, rule: Selection, chosen: Chosen, of: int) -> Choice:
         run, row = self._runs[chosen.run.path], chosen.checkpoint
         measured: dict[str, Any] = {
             "held_out_accuracy": row.held_out_accuracy,
@@ -164,11 +164,11 @@ class _Table:
         }
         if rule.name != "training":  # an average's selected step is the last one averaged
             measured["selected_step"] = row.step
-        drawn = _settings(plan.space.get(cell.dataset, {}).get(cell.algorithm, {}))
-        searched = Searched(plan.id, text, tuple(drawn)) if text else None
-        run = replace(run, result={**run.result, **measured}, searched=searched)
+        how = how_searched(plan, rule, cell)
+        plain = not plan.search and rule.name == "training"  # each is what it would be without the plan
+        run = replace(run, result={**run.result, **measured}, searched=None if plain else how)
         step = int(run.result["selected_step"])
-        return Choice(cell, chosen.draw.number, of, chosen.draw.values, step, run, rule.title)
+        return Choice(cell, chosen.draw.number, of, chosen.draw.values, step, run, how.text)
 
 
 def _settings(names: Iterable[str]) -> list[str]:

@@ -12,8 +12,8 @@ IDENTITY = ("dataset", "dataset_fingerprint", "algorithm", "held_out", "validati
 """Fields of a config that the tables have a place for; everything else is a setting."""
 
 HYPER = "hyper"
-SEARCH = "search"
-"""What a method has for a setting where its hyper-parameters were searched: in words, how."""
+SEARCH, SELECTION = "search", "selection"
+"""What a method has for settings where its runs were chosen in a sweep: among what, and by which rule."""
 
 OFF = {"ascent_fraction": 1.0, "m": 1, "shared": False}
 """Options of whatever climbs, and what they are where they are not used."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from steppe.report.runs import Run, Runs
-from steppe.report.settings import SEARCH, differing, label, settings_key, settings_of, shared_settings
+from steppe.report.settings import SEARCH, SELECTION, differing, label, settings_key, settings_of, shared_settings
 
 BASELINE = "erm"
 KNOWN_ORDER = ("erm", "sam", "asam", "gsam", "sagm", "disam")
@@ -191,7 +191,8 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
         for group in groups:
             names = given
             if group[0].searched:
-                names = [SEARCH, *(name for name in searched if name != SEARCH)] if len(groups) > 1 else []
+                how = [SEARCH if group[0].searched.search else SELECTION] if len(groups) > 1 else []
+                names = [*how, *(name for name in searched if name not in how)]
             methods.append(_method(label(algorithm, _settings(group), names), group, held_out))
     first = runs[0]
     return Comparison(
@@ -212,7 +213,9 @@ def _settings(group: Sequence[Run]) -> dict[str, Any]:
     settings, searched = settings_of(group[0].config), group[0].searched
     if searched is None:
         return settings
-    return {name: value for name, value in settings.items() if name not in searched.drawn} | {SEARCH: searched.text}
+    how = {SEARCH: searched.search, SELECTION: searched.selection}
+    own = {name: value for name, value in settings.items() if name not in searched.drawn}
+    return own | {name: value for name, value in how.items() if value}
 
 
 def _method(name: str, runs: Sequence[Run], held_out: Sequence[str]) -> Method:
@@ -264,7 +267,7 @@ def _average(method: Method, value: Callable[[Run], float]) -> Estimate:
 
 def _with_ratio(method: Method, methods: Sequence[Method]) -> Method:
     """The method with its cost as a multiple of the baseline's, where that was trained alike on the same hardware."""
-    if SEARCH in method.settings:
+    if SEARCH in method.settings or SELECTION in method.settings:
         return method  # its runs differ in the size of their steps
     shared = settings_key(shared_settings(method.settings))
     hardware = {run.hardware for run in method.runs}

@@ -17,7 +17,7 @@ from rich.text import Text
 from steppe.report.ranking import Answer, answer, percent, seconds, spread
 from steppe.report.runs import Problem, Runs
 from steppe.report.selected import Choice
-from steppe.report.settings import SEARCH, plain
+from steppe.report.settings import plain
 from steppe.report.statistics import BASELINE, Comparison, Estimate, Method, Summary
 from steppe.training.words import Value
 
@@ -73,8 +73,7 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
     result = answer(comparison)
     title = Text.assemble(("Accuracy in % on the domain never seen in training", "bold"), f"   {comparison.name}")
     console.print(title)
-    searched = [str(method.settings[SEARCH]) for method in comparison.methods if SEARCH in method.settings]
-    for how in dict.fromkeys(searched):
+    for how in dict.fromkeys(run.searched.text for run in comparison.runs if run.searched):
         console.print(Text(_wrapped(how, console.width)))
     names = [method.name for method in comparison.methods]
     for block in _blocks(names, _columns(comparison), console.width):
@@ -89,15 +88,17 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
 def print_choices(choices: Sequence[Choice], console: Console) -> None:
     """Prints which draw of hyper-parameters and which checkpoint each number of the tables comes from."""
     searched = [choice for choice in choices if choice.values or choice.of > 1]
-    for dataset in dict.fromkeys(choice.cell.dataset for choice in searched):
-        console.print(Text(f"\nChosen hyper-parameters   {dataset}", style="bold"))
+    for dataset, how in dict.fromkeys((choice.cell.dataset, choice.how) for choice in searched):
+        console.print(
+            Text.assemble(("\nChosen hyper-parameters", "bold"), f"   {dataset}\n{_wrapped(how, console.width)}")
+        )
         table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
         table.add_column("", max_width=LONGEST_NAME, overflow="fold")
         for heading in ("held out", "seed", "draw", "step", "%"):
             table.add_column(heading, justify="left" if heading == "held out" else "right", overflow="fold")
         table.add_column("", overflow="fold")
         for choice in sorted(
-            (choice for choice in searched if choice.cell.dataset == dataset),
+            (choice for choice in searched if (choice.cell.dataset, choice.how) == (dataset, how)),
             key=lambda choice: (choice.cell.algorithm, choice.cell.held_out, choice.cell.seed),
         ):
             cell = choice.cell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -107,6 +108,15 @@ def test_a_longer_search_goes_on_with_the_shorter_ones_plan(drawings: Path, tmp_
     for search in others:
         done(sweep(drawings, tmp_path, search))
     assert len(list((tmp_path / "sweeps").iterdir())) == 3, "searched otherwise, so another plan"
+
+
+def test_a_job_can_be_sent_to_another_process(drawings: Path, tmp_path: Path) -> None:
+    (job,) = next(sweep(drawings, tmp_path, TPE).rounds())
+    sent = pickle.loads(pickle.dumps(job))
+    assert sent == job
+    assert sent.stop is not None
+    assert sent.stop(2, 0.5) is False, "the first trials are never stopped"
+    assert len(pickle.dumps(job)) < 5000
 
 
 def test_a_plain_comparison_has_no_plan(drawings: Path, tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from steppe.benchmark.options import SearchOptions
+from steppe.errors import SteppeError
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
 from steppe.training.recipes import check_taken, parse
 
 if TYPE_CHECKING:
     from steppe.data import DomainDataset
+
+SelectionName = Literal["training", "leave-one-out", "oracle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +90,32 @@ class Bench:
       steppe bench ./my-data
       steppe bench emoji --algorithms erm sam disam disam+sagm --image-size 64
       steppe bench ./my-data --held-out hospital-3 --seeds 5 --steps 1000
+      steppe bench ./my-data --draws 20       DomainBed's random search
+      steppe bench ./my-data --search tpe --trials 20
+      steppe bench ./my-data ./more --draws 20 --only dataset=more seed=0
       steppe bench --config sweep.toml
 
     Prints a table and writes a page to look at. A finished run is never repeated:
     the same command continues a sweep that was stopped, a longer one adds to it,
-    and several at a time share the work.
+    and several at a time share the work. What failed is tried again only with
+    --retry-failed.
     """
 
-    dataset: Positional[str]
-    """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
+    dataset: Annotated[Positional[tuple[str, ...]], arg(help_behavior_hint="(one or more)")]
+    """Known names (steppe data list) or folders <domain>/<class>/<pictures>."""
     algorithms: tuple[str, ...] = ("erm", "sam", "disam")
     """Words and sums of words, such as coral+disam+sagm."""
     held_out: tuple[str, ...] = ("all",)
     """Domains to leave out, one after the other."""
     seeds: int = 3
     """Repetitions."""
+    selection: tuple[SelectionName, ...] = ("training",)
+    """How hyper-parameters and checkpoint are chosen. The table is the first rule's; the others stand beside it."""
+    search: OmitArgPrefixes[SearchOptions] = field(default_factory=SearchOptions)
+    only: Annotated[tuple[str, ...], unset("everything")] = ()
+    """A part of the sweep: dataset=... held-out=... algorithm=... seed=... selection=...; repeat one for several."""
+    retry_failed: bool = False
+    """Try again the runs that failed."""
     out: Path = Path("runs")
     """The store of runs."""
     config: Annotated[Path | None, unset("none")] = None
@@ -110,25 +125,36 @@ class Bench:
 
     def run(self, command: str) -> int:
         """Train what is missing, print the table, write the page."""
+        from steppe.cli.only import parse_only
+
+        parse_only(self.only)
+        if not self.dataset:
+            raise SteppeError("no data set was given: name one (steppe data list), or a folder")
         check_taken(self.algorithms, self.settings.given)
         _check_backbone(self.settings)
-        dataset = _open(self.dataset)
+        datasets = [_open(spec) for spec in dict.fromkeys(self.dataset)]
         from steppe.cli.sweep import run_bench
 
-        return run_bench(self, dataset, command)
+        return run_bench(self, datasets, command)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Show what a store of runs found.
 
-    Prints a table and writes one HTML page that works offline.
+    Prints a table and writes one HTML page that works offline. Of a sweep that
+    searched it shows the runs that were selected, and their hyper-parameters.
 
       steppe report runs
+      steppe report runs --selection oracle
     """
 
     runs: Positional[Path]
     """The folder that steppe bench, train or demo wrote to."""
+    selection: Annotated[
+        SelectionName | None, arg(metavar="RULE", help_behavior_hint="(default: each sweep's first)")
+    ] = None
+    """How hyper-parameters and checkpoint of a sweep are chosen: training, leave-one-out or oracle."""
     out: Annotated[Path | None, unset("report.html in that folder")] = None
     """Where the page goes."""
 

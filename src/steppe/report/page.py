@@ -13,7 +13,7 @@ from steppe.errors import SteppeError
 from steppe.look import style_sheet
 from steppe.report.page_data import View, commands, finished, machines, page_data, run_path, settings_table, view
 from steppe.report.ranking import names, percent, seconds
-from steppe.report.runs import load_runs
+from steppe.report.selected import load_selected
 from steppe.report.statistics import Comparison, Estimate, Summary, summarise
 from steppe.report.terminal import store_notes
 from steppe.training.files import make_directory, write_atomically
@@ -22,8 +22,10 @@ NAME = "report.html"
 OPEN_TABLE_UP_TO = 12  # with more runs than this, the table of runs is folded
 
 
-def write_page(root: Path | str, out: Path | str | None = None) -> Path:
+def write_page(root: Path | str, out: Path | str | None = None, *, selection: str | None = None) -> Path:
     """Writes the report on the runs below ``root`` to ``out`` (``root/report.html``) and returns its path.
+
+    Of a sweep that searched it shows the runs that ``selection`` chooses, by default the sweep's own first one.
 
     The file appears whole or not at all. Two calls on the same store write the same bytes.
 
@@ -31,7 +33,7 @@ def write_page(root: Path | str, out: Path | str | None = None) -> Path:
         SteppeError: no finished run below ``root``; ``out`` cannot be written.
     """
     root = Path(root)
-    runs = load_runs(root)
+    runs = load_selected(root, selection).runs
     summary = summarise(runs)
     if not runs:
         raise SteppeError("\n".join([f"{root}: nothing to report.", *store_notes(runs)]))

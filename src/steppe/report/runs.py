@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe.errors import SteppeError
+from steppe.training.pruning import PRUNED
 from steppe.training.results import NUMBER, flaw
 
 SEED_FIELDS = ("seed", "trial_seed")
@@ -49,12 +50,39 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """How runs of a sweep were chosen among draws of hyper-parameters.
+
+    Attributes:
+        sweep: the plan's id.
+        search: among what, in words; empty where only the checkpoint was chosen.
+        selection: by which rule, in words.
+        drawn: the settings that were searched; they differ from run to run.
+    """
+
+    sweep: str
+    search: str
+    selection: str
+    drawn: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """All of it in words."""
+        return f"{f'best of {self.search}' if self.search else 'checkpoint'} by {self.selection}"
+
+
+@dataclass(frozen=True)
 class Run:
-    """One finished run. Accuracies are fractions in [0, 1] of the selected checkpoint."""
+    """One finished run. Accuracies are fractions in [0, 1] of the selected checkpoint.
+
+    Attributes:
+        searched: how this run was chosen, where it was; such runs are one method, whatever was drawn for each.
+    """
 
     path: Path
     config: Mapping[str, Any] = field(repr=False)
     result: Mapping[str, Any] = field(repr=False)
+    searched: Searched | None = None
 
     @property
     def id(self) -> str:
@@ -71,6 +99,12 @@ class Run:
     @property
     def held_out(self) -> str:
         return str(self.result["held_out"])
+
+    @property
+    def validation_domain(self) -> str | None:
+        """The second domain that was held out, of a run that serves cross-validation over domains."""
+        found = self.config.get("validation_domain")
+        return None if found is None else str(found)
 
     @property
     def seed(self) -> int:
@@ -150,7 +184,9 @@ class Runs(list[Run]):
         root: the folder that was searched.
         unfinished: folders of runs that were begun and neither finished nor failed.
         failures: runs that stopped with an error and have not been finished since.
+        pruned: folders of runs that a search stopped as not worth finishing.
         problems: files that could not be read or do not fit together; their runs are in none of the lists.
+        notes: what has to be said of how runs were chosen, a sentence each.
     """
 
     def __init__(
@@ -161,12 +197,16 @@ class Runs(list[Run]):
         unfinished: Iterable[Path] = (),
         failures: Iterable[Problem] = (),
         problems: Iterable[Problem] = (),
+        pruned: Iterable[Path] = (),
+        notes: Iterable[str] = (),
     ) -> None:
         super().__init__(runs)
         self.root = root
         self.unfinished = list(unfinished)
         self.failures = list(failures)
         self.problems = list(problems)
+        self.pruned = list(pruned)
+        self.notes = list(notes)
 
 
 def load_runs(root: Path | str) -> Runs:
@@ -192,6 +232,8 @@ def load_runs(root: Path | str) -> Runs:
                 found.append(run)
             elif "failure.json" in names:
                 found.failures.append(_load_failure(folder))
+            elif PRUNED in names:
+                found.pruned.append(folder)
             else:
                 found.unfinished.append(folder)
         except UnreadableFile as error:
@@ -203,7 +245,7 @@ def _run_folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
     """The folders that hold a run, in the order of their paths; what lies below one is the run's own."""
     for folder, subfolders, files in os.walk(root):
         names = set(files)
-        if names & {"config.json", "result.json", "failure.json"}:
+        if names & {"config.json", "result.json", "failure.json", PRUNED}:
             subfolders.clear()
             yield Path(folder), names
         subfolders.sort()

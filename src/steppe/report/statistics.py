@@ -1,6 +1,8 @@
 """What the runs say: means and standard errors over seeds, by data set, method and held-out domain.
 
-A method is an algorithm with its settings: runs that differ in anything but their seed are never averaged.
+A method is an algorithm with its settings: runs that differ in anything but their seed are never averaged. Where
+hyper-parameters were searched, a method is an algorithm with its search: one chosen run for each held-out domain and
+seed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from steppe.report.runs import Run, Runs
-from steppe.report.settings import differing, label, settings_key, settings_of, shared_settings
+from steppe.report.settings import SEARCH, SELECTION, differing, label, settings_key, settings_of, shared_settings
 
 BASELINE = "erm"
 KNOWN_ORDER = ("erm", "sam", "asam", "gsam", "sagm", "disam")
@@ -133,6 +135,8 @@ def summarise(runs: Sequence[Run]) -> Summary:
     """The runs, grouped by data set × method × held-out domain; see the classes for what is computed."""
     grouped: dict[tuple[str, str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
+        if run.validation_domain is not None:
+            continue  # it serves the choice of hyper-parameters, and its held-out domain is one of two
         identity = (
             run.dataset,
             str(run.config.get("dataset_fingerprint", "")),
@@ -174,16 +178,22 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
     domains = list(dict.fromkeys(domain for run in runs for domain in run.domains))
     present = {run.held_out for run in runs}
     held_out = tuple(domain for domain in domains if domain in present)
-    by_algorithm: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    by_algorithm: dict[str, dict[Any, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        by_algorithm[run.algorithm][settings_key(settings_of(run.config))].append(run)
+        by_algorithm[run.algorithm][run.searched or settings_key(settings_of(run.config))].append(run)
     methods = []
     for algorithm in sorted(by_algorithm, key=_algorithm_order):
-        groups = sorted(by_algorithm[algorithm].values(), key=lambda group: _natural(settings_of(group[0].config)))
-        names = differing([settings_of(group[0].config) for group in groups])
+        groups = sorted(by_algorithm[algorithm].values(), key=lambda group: _natural(_settings(group)))
+        given, searched = (
+            differing([_settings(group) for group in groups if bool(group[0].searched) is kind])
+            for kind in (False, True)
+        )
         for group in groups:
-            settings = settings_of(group[0].config)
-            methods.append(_method(label(algorithm, settings, names), group, held_out))
+            names = given
+            if group[0].searched:
+                how = [SEARCH if group[0].searched.search else SELECTION] if len(groups) > 1 else []
+                names = [*how, *(name for name in searched if name not in how)]
+            methods.append(_method(label(algorithm, _settings(group), names), group, held_out))
     first = runs[0]
     return Comparison(
         name=name,
@@ -196,6 +206,16 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
         held_out=held_out,
         methods=tuple(_with_ratio(method, methods) for method in methods),
     )
+
+
+def _settings(group: Sequence[Run]) -> dict[str, Any]:
+    """What all runs of a method have in common: everything, or what was not searched, and how the rest was."""
+    settings, searched = settings_of(group[0].config), group[0].searched
+    if searched is None:
+        return settings
+    how = {SEARCH: searched.search, SELECTION: searched.selection}
+    own = {name: value for name, value in settings.items() if name not in searched.drawn}
+    return own | {name: value for name, value in how.items() if value}
 
 
 def _method(name: str, runs: Sequence[Run], held_out: Sequence[str]) -> Method:
@@ -213,7 +233,7 @@ def _method(name: str, runs: Sequence[Run], held_out: Sequence[str]) -> Method:
     bare = Method(
         name=name,
         algorithm=runs[0].algorithm,
-        settings=settings_of(runs[0].config),
+        settings=_settings(runs),
         cells=cells,
         average=None,
         average_everything=None,
@@ -247,6 +267,8 @@ def _average(method: Method, value: Callable[[Run], float]) -> Estimate:
 
 def _with_ratio(method: Method, methods: Sequence[Method]) -> Method:
     """The method with its cost as a multiple of the baseline's, where that was trained alike on the same hardware."""
+    if SEARCH in method.settings or SELECTION in method.settings:
+        return method  # its runs differ in the size of their steps
     shared = settings_key(shared_settings(method.settings))
     hardware = {run.hardware for run in method.runs}
     for other in methods:

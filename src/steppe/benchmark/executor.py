@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from types import TracebackType
+from typing import Literal, Protocol, Self
 
 from steppe.benchmark.protocol import Job
 from steppe.benchmark.store import forget_failure, record_failure
@@ -39,14 +40,24 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Anything that can do jobs: this process, other processes, a cluster."""
+    """Anything that can do jobs: this process, other processes, a cluster.
+
+    It may be asked more than once; as a context manager it ends what it started (processes, actors).
+    """
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Do the jobs; yield an outcome for each, in the order in which they end, never ``busy``.
 
         Raises:
             SteppeError: something is wrong that concerns every job (a setting, the output directory).
+            Interrupted: a signal asked to stop; the runs that were at work have written their checkpoints.
         """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def execute(job: Job, dataset: DomainDataset, machine: Machine, report: Report, command: str) -> Outcome:
@@ -105,6 +116,14 @@ class InProcess:
                 yield outcome
         for job in others:
             yield self._wait(job)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing was started."""
 
     def _wait(self, job: Job) -> Outcome:
         outcome = self._execute(job)

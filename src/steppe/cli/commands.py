@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from steppe.benchmark.execution import Execution
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
 from steppe.training.recipes import check_taken, parse
@@ -87,10 +88,13 @@ class Bench:
       steppe bench emoji --algorithms erm sam disam disam+sagm --image-size 64
       steppe bench ./my-data --held-out hospital-3 --seeds 5 --steps 1000
       steppe bench --config sweep.toml
+      steppe bench emoji --executor local --jobs 4
+      steppe bench ./my-data --executor ray --address auto
 
     Prints a table and writes a page to look at. A finished run is never repeated:
     the same command continues a sweep that was stopped, a longer one adds to it,
-    and several at a time share the work.
+    and several at a time share the work. One process, several, a cluster: the
+    numbers are the same.
     """
 
     dataset: Positional[str]
@@ -107,6 +111,7 @@ class Bench:
     """TOML file with any of these options, e.g. a line `batch_per_domain = 8`; options given here go first."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+    execution: OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
     def run(self, command: str) -> int:
         """Train what is missing, print the table, write the page."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from steppe.benchmark.executor import InProcess
+from steppe.benchmark.execution import Execution, make_executor
 from steppe.benchmark.presets import DEMO
 from steppe.benchmark.protocol import Job, jobs, leave_one_domain_out
 from steppe.benchmark.store import FAILURE, Status, Store, forget_failure, record_failure, status
@@ -61,6 +61,7 @@ def run_bench(options: Bench, dataset: DomainDataset, command: str) -> int:
         machine=options.machine,
         out=options.out,
         command=command,
+        execution=options.execution,
     )
 
 
@@ -121,19 +122,24 @@ def _sweep(
     machine: Machine,
     out: Path,
     command: str,
+    execution: Execution | None = None,
 ) -> int:
+    execution = execution or Execution()
     console = plain_console()
     configs = leave_one_domain_out(dataset, algorithms=algorithms, held_out=held_out, seeds=seeds, settings=settings)
     store = Store(out)
     planned = jobs(store, dataset, configs)
     store.create()
-    _announce(console, dataset, planned)
+    _announce(console, dataset, planned, execution)
     for note in dict.fromkeys(note for config in configs for note in config.notes):
         console.print(f"note: {note}", soft_wrap=True)
-    missing = [job for job in planned if status(job.directory) != "finished"]
-    failed = False
-    with Display(console, runs=len(planned), done=len(planned) - len(missing)) as display:
-        for outcome in InProcess(dataset, machine, display, command).run(missing):
+    missing = execution.to_do(planned)
+    failed = any(status(job.directory) == "failed" for job in planned if job not in missing)
+    with (
+        Display(console, runs=len(planned), done=len(planned) - len(missing)) as display,
+        make_executor(execution, dataset, machine, display, command) as executor,
+    ):
+        for outcome in executor.run(missing):
             name = run_name(outcome.job.config)
             if outcome.result is None:
                 failed = True
@@ -149,7 +155,7 @@ def _sweep(
     return SOME_FAILED if failed else 0
 
 
-def _announce(console: Console, dataset: DomainDataset, planned: Sequence[Job]) -> None:
+def _announce(console: Console, dataset: DomainDataset, planned: Sequence[Job], execution: Execution) -> None:
     pictures = sum(dataset.size(domain) for domain in dataset.domains)
     console.print(
         f"{dataset.name}: {pictures} pictures of {len(dataset.classes)} classes in {len(dataset.domains)} domains "
@@ -159,7 +165,7 @@ def _announce(console: Console, dataset: DomainDataset, planned: Sequence[Job]) 
     notes: dict[Status, str] = {
         "finished": "finished already",
         "partial": "to be continued",
-        "failed": "failed before and tried again",
+        "failed": "failed before" + (" and tried again" if execution.retry_failed else " (--retry-failed)"),
         "running": "at work in another process",
         "damaged": "with a damaged result",
     }

@@ -13,6 +13,7 @@ from rich.console import Console
 from steppe.benchmark.execution import Execution, make_executor
 from steppe.benchmark.presets import DEMO
 from steppe.benchmark.protocol import Job, jobs, leave_one_domain_out
+from steppe.benchmark.shared_disk import local_locks
 from steppe.benchmark.store import FAILURE, Status, Store, forget_failure, record_failure, status
 from steppe.cli.commands import Bench, Demo, Train
 from steppe.data import DomainDataset, open_dataset
@@ -133,8 +134,10 @@ def _sweep(
     _announce(console, dataset, planned, execution)
     for note in dict.fromkeys(note for config in configs for note in config.notes):
         console.print(f"note: {note}", soft_wrap=True)
+    if warning := local_locks(store.root):
+        console.print(f"note: {warning}", soft_wrap=True)
     missing = execution.to_do(planned)
-    failed = any(status(job.directory) == "failed" for job in planned if job not in missing)
+    failed = not execution.retry_failed and any(status(job.directory) == "failed" for job in planned)
     with (
         Display(console, runs=len(planned), done=len(planned) - len(missing)) as display,
         make_executor(execution, dataset, machine, display, command) as executor,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from steppe.benchmark.executors.bench import WorkBench
 from steppe.benchmark.executors.events import Event, Mailbox, Ready, Refused, Setup, Telling, Told
 from steppe.benchmark.executors.exchange import Exchange, work_through
 from steppe.benchmark.protocol import Job
+from steppe.benchmark.shared_disk import check_shared
 from steppe.errors import SteppeError
 from steppe.training.interruption import stop_soon
 
@@ -74,34 +74,3 @@ class Actor:
             return
         check_shared(probe)
         self._shared.add(probe)
-
-
-def check_shared(probe: Path) -> None:
-    """Make sure that this machine sees a file of the driver's, and the lock that the driver holds on it.
-
-    Raises:
-        SteppeError: the disk is not shared, or its locks hold within one machine only, so that two of them could train
-            the same run.
-    """
-    here = platform.node()
-    instead = "or let runs travel through an object store: --exchange s3://..."
-    try:
-        file = probe.open("r")
-    except OSError as error:
-        raise SteppeError(
-            f"{here} does not see {probe.parent} as the driver does ({error.strerror}): put the store (--out) on a "
-            f"disk that all nodes mount at the same path, {instead}"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise SteppeError(
-                f"files in {probe.parent} cannot be locked on {here} ({error.strerror}): choose another disk, {instead}"
-            ) from error
-    raise SteppeError(
-        f"a lock that the driver holds in {probe.parent} does not hold on {here}: mount that disk with locks that hold "
-        f"between machines (NFS: neither nolock nor local_lock; Lustre: flock; BeeGFS: global file locks), {instead}"
-    )

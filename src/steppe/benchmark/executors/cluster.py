@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
+import logging
 import os
 import socket
 import time
-import uuid
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +18,11 @@ from steppe.benchmark.executors.crew import RETRIES, Crew
 from steppe.benchmark.executors.events import Ended, Event, Lost, Setup
 from steppe.benchmark.executors.exchange import Exchange, exchange_name
 from steppe.benchmark.protocol import Job
+from steppe.benchmark.shared_disk import Probe
 from steppe.benchmark.store import FAILURE, forget_failure
 from steppe.data import DomainDataset
 from steppe.errors import SteppeError
-from steppe.training.files import make_directory, output_error, run_lock
+from steppe.training.files import run_lock
 from steppe.training.machine import Machine
 from steppe.training.progress import Report
 from steppe.training.results import RESULT, DamagedResultError, read_result
@@ -93,7 +93,8 @@ class RayExecutor(Crew["RemoteWorker"]):
         self.threads = machine.threads or self.cores_per_run
         self.memory_per_run = memory_per_run
         self._counted = (0.0, 0)
-        self._probe: _Probe | None = None
+        self._waiting = False
+        self._probe: Probe | None = None
         self._locks: dict[Path, ExitStack] = {}
         nodes = self._nodes()
         there = any(node.get("GPU", 0) >= 1 for node in nodes)
@@ -129,6 +130,9 @@ class RayExecutor(Crew["RemoteWorker"]):
 
     def _hire(self, place: int, setup: Setup) -> RemoteWorker | None:
         most = self._places()
+        if not most and not self._workers() and not self._waiting:
+            self._waiting = True
+            self.report.say("no node of the Ray cluster has room for a run; waiting for one")
         if len(self._workers()) >= (most if self.jobs is None else min(self.jobs, most)):
             return None
         from steppe.benchmark.executors.actor import Actor
@@ -204,7 +208,7 @@ class RayExecutor(Crew["RemoteWorker"]):
     def _take(self, job: Job) -> Outcome | None:
         if self._exchange is None:
             if self._probe is None:
-                self._probe = _Probe(job.directory.parent)
+                self._probe = Probe(job.directory.parent)
             return None
         with ExitStack() as stack:
             stack.enter_context(run_lock(job.directory))
@@ -267,16 +271,16 @@ class RemoteWorker:
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            if ref is self._look:  # the answer that counts will tell, too
+            if ref == self._look:  # the answer that counts will tell, too
                 self._look = None
                 return []
             self._hello = self._work = self._look = None
             return [Lost(self._reason(error))]
-        if ref is self._hello:
+        if ref == self._hello:
             self._hello = None
             self._host, event = answer
             return [event]
-        if ref is self._work:
+        if ref == self._work:
             self._work = self._look = None
             told, event = answer
             return [*told, event]
@@ -313,7 +317,7 @@ def connect(address: str | None) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
             ray.init(
@@ -355,24 +359,6 @@ def _check_reachable(address: str) -> None:
             f"no Ray cluster answers at {address} ({error.strerror or error}): start one there with "
             f"`ray start --head --port={port} --disable-usage-stats`, or give --address auto on one of its nodes"
         ) from error
-
-
-class _Probe:
-    """A locked file beside the runs, by which a worker sees whether it shares the disk and its locks."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = make_directory(directory).absolute() / f".driver-{uuid.uuid4().hex}"
-        try:
-            self._file = self.path.open("x")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise output_error(self.path, error) from error
-
-    def remove(self) -> None:
-        """Delete it."""
-        self._file.close()
-        with suppress(OSError):
-            self.path.unlink()
 
 
 def _summary(message: str) -> str:

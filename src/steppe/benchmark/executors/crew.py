@@ -262,8 +262,10 @@ class Crew(abc.ABC, Generic[W]):
                 self._idle.append(worker)
                 return self._over(job, event, agenda)
             case Refused():
-                self._forget(worker)
+                refused = self._forget(worker)
                 worker.end()
+                if refused is not None:
+                    self._release(refused)
                 raise event.error()
             case Stopped() | Lost():
                 reason = event.reason if isinstance(event, Lost) else "its worker was asked to stop"

@@ -91,7 +91,10 @@ class LocalProcesses(Crew[WorkerProcess]):
         if len(self._workers()) >= self.jobs or not self._room(None):
             return None
         gpu = self._gpus[place] if self._gpus else None
-        return WorkerProcess(place, setup, threads=self.threads, gpu=gpu)
+        try:
+            return WorkerProcess(place, setup, threads=self.threads, gpu=gpu)
+        except OSError as error:
+            raise SteppeError(f"cannot start a worker process ({error}): lower --jobs") from error
 
     def _may_begin(self, worker: WorkerProcess) -> bool:
         # Where memory ran out there may be more workers than runs that may be at work.

@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
@@ -55,6 +56,9 @@ def _listen(connection: Connection[Event, Setup | Job | None], orders: queue.Sim
             last.daemon = True
             last.start()
             order = None
+        except Exception:  # an order of which this interpreter makes no sense; the driver reads the last line
+            traceback.print_exc()
+            os._exit(1)
         orders.put(order)
         if order is None:
             stop_soon()

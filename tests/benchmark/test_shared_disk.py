@@ -12,9 +12,12 @@ from steppe.benchmark.shared_disk import Probe, check_shared, local_locks
 from steppe.errors import SteppeError
 from steppe.training import OutputError
 
-CHECK = (
-    "import sys; from pathlib import Path; from steppe.benchmark.shared_disk import *; check_shared(Path(sys.argv[1]))"
-)
+CHECK = """
+import sys
+from pathlib import Path
+from steppe.benchmark.shared_disk import check_shared
+check_shared(Path(sys.argv[1]))
+"""
 
 
 def test_another_process_sees_the_file_and_its_lock(tmp_path: Path) -> None:
@@ -29,7 +32,9 @@ def test_another_disk_and_a_lock_that_does_not_hold_are_refused(tmp_path: Path) 
         check_shared(tmp_path / "elsewhere" / ".driver-1")
     probe = Probe(tmp_path)
     fcntl.flock(probe._file, fcntl.LOCK_UN)  # what another machine sees where locks are each machine's own
-    with pytest.raises(SteppeError, match="does not hold on .*: mount that disk with locks that hold between machines"):
+    with pytest.raises(
+        SteppeError, match=r"does not hold on .*: mount that disk with locks that hold between machines"
+    ):
         check_shared(probe.path)
     probe.remove()
     (tmp_path / "file").write_text("")

@@ -154,7 +154,7 @@ class RayExecutor(Crew["RemoteWorker"]):
         return RemoteWorker(place, self._ray, actor, self._where)
 
     def _events(self, seconds: float) -> list[tuple[RemoteWorker, Event]]:
-        for worker in self._working:
+        for worker in self._workers():
             worker.look()
         pending = {ref: worker for worker in self._workers() for ref in worker.pending()}
         if not pending:
@@ -257,8 +257,8 @@ class RemoteWorker:
         self._work = self._actor.work.remote(away, self._where(job))
 
     def look(self) -> None:
-        """Ask how far it is, unless that was asked a moment ago."""
-        if self._look is None and self._work is not None and time.monotonic() - self._looked > LOOK_SECONDS:
+        """Ask how far it is, unless that was asked a moment ago; of an idle one, whether it is still there."""
+        if self._look is None and self._hello is None and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             self._look = self._actor.look.remote()
 
@@ -271,7 +271,7 @@ class RemoteWorker:
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            if ref == self._look:  # the answer that counts will tell, too
+            if ref == self._look and self._work is not None:  # the answer that counts will tell, too
                 self._look = None
                 return []
             self._hello = self._work = self._look = None

@@ -52,7 +52,7 @@ class Worker(Protocol):
     place: int
 
     def begin(self, job: Job) -> None:
-        """Hand it a run. Raises ``OSError`` if the worker is gone, which a :class:`Lost` will tell as well."""
+        """Hand it a run. Raises ``OSError`` if the worker is gone."""
 
     def stop(self) -> None:
         """Ask it to write a checkpoint and to end; must not raise."""
@@ -220,6 +220,7 @@ class Crew(abc.ABC, Generic[W]):
             try:
                 worker.begin(job)
             except OSError:  # it has ended while it was idle: no fault of this run
+                worker.end()
                 self._release(job)
                 agenda.waiting.appendleft(job)
             else:

@@ -100,11 +100,8 @@ class WorkerProcess:
 
     def end(self) -> None:
         """End it and everything it started, at once."""
-        if self._process.returncode is None:
-            # Not waited for yet, so the number cannot have gone to another process.
-            with suppress(OSError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._kill()
+        self._process.wait()
         self.connection.close()
         self._output.close()
 
@@ -119,21 +116,32 @@ class WorkerProcess:
 
     def _has_ended(self) -> bool:
         """Whether the process is over; unlike ``Popen.poll`` this leaves its number taken."""
+        if self._process.returncode is not None:
+            return True
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _kill(self) -> None:
+        """Kill the process and what it has started, unless it was waited for: its number may be another's then."""
+        if self._process.returncode is None:
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _lost(self) -> Lost:
         until = time.monotonic() + END_SECONDS
         while not self._has_ended() and time.monotonic() < until:
             time.sleep(0.01)
-        with suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # also where it has only closed its end of the socket
+        self._kill()
         status = self._process.wait()
-        if status >= 0:
-            tail = self._tail()
-            return Lost(f"its worker ended with status {status}" + (f" ({tail})" if tail else ""))
         memory = status == -signal.SIGKILL and oom_kills() > self._kills
-        name = signal.Signals(-status).name
-        return Lost(f"its worker was killed by {name}{', as memory had run out' if memory else ''}", memory)
+        if status >= 0:
+            reason = f"its worker ended with status {status}"
+        else:
+            reason = f"its worker was killed by {signal.Signals(-status).name}"
+        if memory:
+            reason += ", as memory had run out"
+        elif status not in (-signal.SIGKILL, -signal.SIGTERM) and (tail := self._tail()):
+            reason += f" ({tail})"
+        return Lost(reason, memory)
 
     def _tail(self) -> str:
         """The last line that it wrote. Read without moving the offset, which is the worker's as well."""

@@ -104,7 +104,7 @@ class Crew(abc.ABC, Generic[W]):
         self.report = report
         self.command = command
         self.retries = retries
-        self._dataset = dataset
+        self._spec, self._fingerprint = dataset.spec, dataset.fingerprint()
         self._starting: list[W] = []
         self._idle: list[W] = []
         self._working: dict[W, Job] = {}
@@ -235,8 +235,8 @@ class Crew(abc.ABC, Generic[W]):
         return Setup(
             machine=self.machine,
             command=self.command,
-            spec=self._dataset.spec,
-            fingerprint=self._dataset.fingerprint(),
+            spec=self._spec,
+            fingerprint=self._fingerprint,
             cores=None,
             version=__version__,
         )

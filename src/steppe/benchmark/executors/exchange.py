@@ -119,7 +119,8 @@ class Exchange:
                 self._files.makedirs(f"{self._root}/{run}", exist_ok=True)
                 self._files.put_file(str(packed), self._path(run, archive))
         for other in found:
-            self._remove(run, other)
+            if other < archive:  # a worker that was given up for lost must not take away what came after it
+                self._remove(run, other)
 
     def pull(self, run: str, directory: Path) -> None:
         """Bring ``directory`` up to the newest archive that is whole, where the run is as far in it as there."""

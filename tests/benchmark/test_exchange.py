@@ -92,6 +92,13 @@ def test_what_is_further_here_is_kept(exchange: Exchange, tmp_path: Path) -> Non
     assert [archive.lines for archive in exchange._archives("r")] == [6]
 
 
+def test_a_worker_given_up_for_lost_takes_nothing_away(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.push("r", run(tmp_path / "finished", 11, state=None, result=True))
+    exchange.push("r", run(tmp_path / "lost", 7))
+    exchange.pull("r", tmp_path / "here")
+    assert content(tmp_path / "here") == content(tmp_path / "finished")
+
+
 def test_only_plain_files_with_plain_names_are_unpacked(tmp_path: Path) -> None:
     exchange = Exchange(f"file://{tmp_path}/exchange")
     packed = tmp_path / "packed.tar"

@@ -268,6 +268,8 @@ class RemoteWorker:
 
     def hear(self, ref: Any) -> list[Event]:
         """The events in an answer that has come."""
+        if ref not in self.pending():  # it was heard together with another one
+            return []
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
@@ -281,11 +283,19 @@ class RemoteWorker:
             self._host, event = answer
             return [event]
         if ref == self._work:
-            self._work = self._look = None
             told, event = answer
-            return [*told, event]
+            earlier = [] if self._look is None else self._heard_before(self._look)
+            self._work = self._look = None
+            return [*earlier, *told, event]
         self._look = None
         return list(answer)
+
+    def _heard_before(self, look: Any) -> list[Event]:
+        """The answer to a question that was asked before the run ended, which must not get lost."""
+        try:
+            return list(self._ray.get(look, timeout=LOOK_SECONDS))
+        except self._ray.exceptions.RayError:
+            return []
 
     def stop(self) -> None:
         """Ask it to write a checkpoint and to end."""

@@ -53,11 +53,12 @@ def whole(drawings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[Any]:
     """A head, where the driver is and nothing is trained, and two nodes with one core each."""
     with pytest.MonkeyPatch.context() as patch:
+        folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets have a limit
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TMPDIR", folder)
         from ray.cluster_utils import Cluster
 
-        folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets have a limit
-        started = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "temp_dir": folder})
+        started = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
         for _ in range(2):
             started.add_node(**NODE)
         yield started

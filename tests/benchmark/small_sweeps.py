@@ -26,7 +26,7 @@ from steppe.training import Machine, Settings
 from steppe.training.config import run_name
 from steppe.training.progress import Silent
 
-STEPS = 12
+STEPS = 24
 MACHINE = Machine(device="cpu", threads=1, checkpoint_every=2)
 SETTINGS = Settings(
     backbone="test_resnet",
@@ -35,23 +35,26 @@ SETTINGS = Settings(
     image_size=32,
     batch_per_domain=3,
     steps=STEPS,
-    eval_every=6,
+    eval_every=12,
     optimizer="adamw",
     lr=1e-3,
 )
 OPTIONS = [
     *("--backbone", "test_resnet", "--no-pretrained", "--no-frozen-batch-norm", "--image-size", "32"),
-    *("--batch-per-domain", "3", "--steps", str(STEPS), "--eval-every", "6", "--optimizer", "adamw", "--lr", "1e-3"),
+    *("--batch-per-domain", "3", "--steps", str(STEPS), "--eval-every", "12", "--optimizer", "adamw", "--lr", "1e-3"),
     *("--device", "cpu", "--threads", "1", "--checkpoint-every", "2"),
 ]
 """The same for the command line."""
 ALGORITHMS = ("erm", "disam")
 
 
-def planned(dataset: Path | str, root: Path, *, seeds: int = 2, algorithms: Sequence[str] = ALGORITHMS) -> list[Job]:
+def planned(
+    dataset: Path | str, root: Path, *, seeds: int = 2, algorithms: Sequence[str] = ALGORITHMS, **changes: Any
+) -> list[Job]:
     """The runs of a sweep in the store ``root``: one held-out domain, two algorithms, two seeds."""
     opened = open_dataset(dataset)
-    configs = leave_one_domain_out(opened, algorithms=algorithms, held_out=["line"], seeds=seeds, settings=SETTINGS)
+    settings = replace(SETTINGS, **changes)
+    configs = leave_one_domain_out(opened, algorithms=algorithms, held_out=["line"], seeds=seeds, settings=settings)
     return jobs(Store(root), opened, configs)
 
 
@@ -90,6 +93,7 @@ class Watching(Silent):
     def __init__(self, happens: Callable[[int, str, int], None] | None = None) -> None:
         self.begun: list[tuple[str, int]] = []
         self.said: list[str] = []
+        self.happened = 0
         self._happens = happens or (lambda place, what, step: None)
 
     def lane(self, place: int) -> _WatchedLane:

@@ -37,7 +37,9 @@ def test_options_of_another_executor_are_refused(
     drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "runs")]
-    assert "--jobs is for --executor local or" in complaint(capsys, "bench", drawings, "--jobs", "2", *out)
+    with pytest.raises(SystemExit, match="2"):
+        run(["bench", str(drawings), "--jobs", "2", *out])
+    assert "--jobs is for --executor local or --executor ray" in " ".join(capsys.readouterr().err.split())
     settings = tmp_path / "settings.toml"
     settings.write_text('executor = "local"\naddress = "auto"\n')
     assert "--address is for --executor ray" in complaint(capsys, "bench", drawings, "--config", settings, *out)

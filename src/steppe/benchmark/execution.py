@@ -29,7 +29,7 @@ _TAKEN_BY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where the runs of a sweep are trained. None of it changes a number, save the number of threads its last bits.
+    """Where the runs of a sweep are trained. Their numbers are the same; only the last bits depend on a run's threads.
 
     Raises:
         SteppeError: a value is outside its range, or an option that the executor does not take was given.

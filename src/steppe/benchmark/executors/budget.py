@@ -50,7 +50,7 @@ def cores() -> int:
 
 def total_memory() -> int:
     """Bytes that this machine, or the cgroup of this process, has."""
-    return min(psutil.virtual_memory().total, _cgroup_limit())
+    return min(int(psutil.virtual_memory().total), _cgroup_limit())
 
 
 def available_memory() -> int:
@@ -62,7 +62,7 @@ def available_memory() -> int:
             name, _, value = line.partition(" ")
             if name == "inactive_file":  # cached files, which the kernel gives up first
                 used -= int(value)
-    return max(0, min(psutil.virtual_memory().available, limit - used))
+    return max(0, min(int(psutil.virtual_memory().available), limit - used))
 
 
 def held_memory(pid: int) -> int:

@@ -225,7 +225,7 @@ def test_a_file_says_the_same(tmp_path: Path) -> None:
     by_file, by_options = parse(["bench", "--config", str(path)]), parse(["bench", *options.split()])
     assert isinstance(by_file, Bench)
     assert isinstance(by_options, Bench)
-    for field in ("dataset", "selection", "search", "only", "retry_failed"):
+    for field in ("dataset", "selection", "search", "only", "execution"):
         assert getattr(by_file, field) == getattr(by_options, field), field
     assert by_options.dataset == ("emoji", "rotated-mnist")
     for line, message in (

@@ -41,22 +41,24 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Anything that can do jobs: this process, other processes, a cluster. A context manager, used more than once."""
+    """Anything that can do jobs: this process, other processes, a cluster.
 
-    def __enter__(self) -> Self:
-        """Ready for jobs."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Its workers end."""
+    It may be asked more than once; as a context manager it ends what it started (processes, actors).
+    """
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Do the jobs; yield an outcome for each, in the order in which they end, never ``busy``.
 
         Raises:
             SteppeError: something is wrong that concerns every job (a setting, the output directory).
+            Interrupted: a signal asked to stop; the runs that were at work have written their checkpoints.
         """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def execute(job: Job, dataset: DomainDataset, machine: Machine, report: Report, command: str) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from steppe.errors import SteppeError
 from steppe.training.config import config_id
 from steppe.training.files import is_locked, make_directory, write_json
 from steppe.training.pruning import PRUNED
@@ -38,7 +40,13 @@ class Store:
 
         Raises:
             OutputError: it cannot be made.
+            SteppeError: it is the address of an object store.
         """
+        if re.match(r"[a-z][a-z0-9+.]+:/", str(self.root)):
+            raise SteppeError(
+                f"the store of runs is a folder, as it needs locks and renames, got {self.root}: where nodes share no "
+                "disk, runs travel through an object store with --executor ray --exchange s3://..."
+            )
         make_directory(self.root)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from steppe.benchmark.execution import Execution
 from steppe.benchmark.options import SearchOptions
 from steppe.errors import SteppeError
 from steppe.training.config import Settings, unset
@@ -94,11 +95,13 @@ class Bench:
       steppe bench ./my-data --search tpe --trials 20
       steppe bench ./my-data ./more --draws 20 --only dataset=more seed=0
       steppe bench --config sweep.toml
+      steppe bench emoji --executor local --jobs 4
+      steppe bench ./my-data --executor ray --address auto
 
     Prints a table and writes a page to look at. A finished run is never repeated:
     the same command continues a sweep that was stopped, a longer one adds to it,
     and several at a time share the work. What failed is tried again only with
-    --retry-failed.
+    --retry-failed. One process, several, a cluster: the numbers are the same.
     """
 
     dataset: Annotated[Positional[tuple[str, ...]], arg(help_behavior_hint="(one or more)")]
@@ -114,14 +117,13 @@ class Bench:
     search: OmitArgPrefixes[SearchOptions] = field(default_factory=SearchOptions)
     only: Annotated[tuple[str, ...], unset("everything")] = ()
     """A part of the sweep: dataset=... held-out=... algorithm=... seed=... selection=...; repeat one for several."""
-    retry_failed: bool = False
-    """Try again the runs that failed."""
     out: Path = Path("runs")
     """The store of runs."""
     config: Annotated[Path | None, unset("none")] = None
     """TOML file with any of these options, e.g. a line `batch_per_domain = 8`; options given here go first."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+    execution: OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
     def run(self, command: str) -> int:
         """Train what is missing, print the table, write the page."""

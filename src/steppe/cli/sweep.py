@@ -11,11 +11,13 @@ from types import MappingProxyType
 
 from rich.console import Console
 
-from steppe.benchmark.executor import InProcess, Outcome
+from steppe.benchmark.execution import Execution, make_executor
+from steppe.benchmark.executor import Outcome
 from steppe.benchmark.plan import read_plans
 from steppe.benchmark.presets import DEMO
 from steppe.benchmark.protocol import ALL, Job, jobs
 from steppe.benchmark.selection import selection
+from steppe.benchmark.shared_disk import local_locks
 from steppe.benchmark.store import FAILURE, Status, Store, forget_failure, record_failure, status
 from steppe.benchmark.sweep import Request, Sweep
 from steppe.cli.commands import Bench, Demo, Train
@@ -71,7 +73,7 @@ def run_bench(options: Bench, datasets: Sequence[DomainDataset], command: str) -
         machine=options.machine,
         out=options.out,
         only=parse_only(options.only),
-        retry_failed=options.retry_failed,
+        execution=options.execution,
     )
 
 
@@ -135,7 +137,7 @@ def _sweep(
     machine: Machine,
     out: Path,
     only: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    retry_failed: bool = False,
+    execution: Execution | None = None,
 ) -> int:
     console = plain_console()
     store = Store(out)
@@ -144,10 +146,12 @@ def _sweep(
         Sweep(store, dataset, part, say=lambda line: console.print(line, soft_wrap=True)) for dataset, part in parts
     ]
     store.create()
+    if warning := local_locks(store.root):
+        console.print(f"note: {warning}", soft_wrap=True)
     directories: set[Path] = set()
     failed = False
     for sweep in sweeps:
-        failed |= _run(sweep, machine, console, directories, retry_failed=retry_failed)
+        failed |= _run(sweep, machine, execution or Execution(), console, directories)
     failed |= not _show(console, store, sweeps, directories)
     return SOME_FAILED if failed else 0
 
@@ -190,11 +194,12 @@ def _spec(value: str) -> str:
     return str(Path(value).expanduser().absolute())
 
 
-def _run(sweep: Sweep, machine: Machine, console: Console, directories: set[Path], *, retry_failed: bool) -> bool:
+def _run(sweep: Sweep, machine: Machine, execution: Execution, console: Console, directories: set[Path]) -> bool:
     """Do the runs of a sweep that are not done; whether some failed. Their directories are added to ``directories``."""
     rounds = sweep.rounds()
     planned = next(rounds, [])
     states = {job.directory: status(job.directory) for job in planned}
+    retry_failed = execution.retry_failed
     _announce(console, sweep, states, retry_failed=retry_failed)
     for note in sweep.notes:
         console.print(f"note: {note}", soft_wrap=True)
@@ -202,7 +207,7 @@ def _run(sweep: Sweep, machine: Machine, console: Console, directories: set[Path
     failed = False
     with (
         Display(console, runs=sweep.total if learns else len(planned)) as display,
-        InProcess(sweep.dataset, machine, display, sweep.request.command) as executor,
+        make_executor(execution, sweep.dataset, machine, display, sweep.request.command) as executor,
     ):
         while planned:
             directories.update(states)

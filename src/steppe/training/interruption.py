@@ -10,6 +10,16 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
+_ending = threading.Event()
+
+
+def stop_soon() -> None:
+    """Have the run of this process, in whichever thread it trains, stop as after a first SIGTERM; and every later one.
+
+    For a process that works for another one and is told by it, not by a signal, that it is time to end.
+    """
+    _ending.set()
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop and did so in good order.
@@ -46,24 +56,28 @@ class Interruption:
             signal.signal(signum, handler)
         self._previous.clear()
         # A worker process that the terminal's Ctrl-C took down shows up as some other error first.
-        if self.signum is not None and isinstance(error, RuntimeError):
-            raise Interrupted(self.signum) from error
+        if self.requested and isinstance(error, RuntimeError):
+            raise Interrupted(self._cause) from error
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self.signum is not None
+        """Whether a signal has come, or :func:`stop_soon` was called."""
+        return self.signum is not None or _ending.is_set()
 
     def check(self) -> None:
-        """Raise :class:`Interrupted` if a signal has come."""
-        if self.signum is not None:
-            raise Interrupted(self.signum)
+        """Raise :class:`Interrupted` if a stop was requested."""
+        if self.requested:
+            raise Interrupted(self._cause)
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
         """The same items, with a check before each."""
         for item in items:
             self.check()
             yield item
+
+    @property
+    def _cause(self) -> int:
+        return signal.SIGTERM if self.signum is None else self.signum
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -55,10 +55,24 @@ class Silent:
         """Nothing."""
 
 
-class Display:
-    """A bar for the run and, in a sweep, one above it for all runs; where there is no terminal, one line an evaluation.
+@runtime_checkable
+class Lanes(Protocol):
+    """A report on several runs at a time."""
 
-    Use as a context manager.
+    def lane(self, place: int) -> Report:
+        """What the worker in this place, from 0, tells its runs to."""
+
+
+def lane(report: Report, place: int) -> Report:
+    """The part of a report for one of several workers; the whole, where it has no parts."""
+    return report.lane(place) if isinstance(report, Lanes) else report
+
+
+class Display:
+    """A bar for each run at work and, in a sweep, one above them for all runs; where there is no terminal, one line an
+    evaluation.
+
+    Use as a context manager. What it is told as a :class:`Report` goes to the first bar.
 
     Args:
         console: where to.
@@ -69,8 +83,6 @@ class Display:
     def __init__(self, console: Console, *, runs: int | None = None, done: int = 0) -> None:
         self.console = console
         self.live = console.is_terminal
-        self._name = ""
-        self._total = 0
         self._runs = runs
         self._done = done
         self._bars = Progress(
@@ -86,7 +98,7 @@ class Display:
             disable=not self.live,
         )
         self._sweep: TaskID | None = None
-        self._run: TaskID | None = None
+        self._lanes: dict[int, _Lane] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -99,26 +111,60 @@ class Display:
     ) -> None:
         self._bars.stop()
 
+    def lane(self, place: int) -> Report:
+        """The bar of one of several workers, counted from 0."""
+        return self._lanes.setdefault(place, _Lane(self.console, self._bars))
+
     def begin(self, name: str, *, step: int, total: int) -> None:
         """A run starts, or goes on from ``step``."""
-        self._name, self._total = name, total
-        if self._run is not None:
-            self._bars.reset(self._run, description=name, total=total, completed=step, note="")
-        elif self.live:
-            self._run = self._bars.add_task(name, total=total, completed=step, note="")
-        else:
-            self.console.print(f"{name}: {'from the start' if step == 0 else f'from step {step}'}", highlight=False)
+        self.lane(0).begin(name, step=step, total=total)
 
     def advance(self, step: int, loss: float) -> None:
         """So many steps are made; the mean loss of late."""
+        self.lane(0).advance(step, loss)
+
+    def evaluated(self, step: int, validation: float, loss: float, seconds: float) -> None:
+        """An evaluation is made."""
+        self.lane(0).evaluated(step, validation, loss, seconds)
+
+    def say(self, message: str) -> None:
+        """A line above the bars."""
+        self.lane(0).say(message)
+
+    def run_over(self) -> None:
+        """One more run of the sweep needs no more work."""
+        self._done += 1
+        if self._sweep is not None:
+            self._bars.update(self._sweep, completed=self._done)
+
+
+class _Lane:
+    """The runs of one worker, one after the other, on one bar."""
+
+    def __init__(self, console: Console, bars: Progress) -> None:
+        self._console = console
+        self._bars = bars
+        self._name = ""
+        self._total = 0
+        self._run: TaskID | None = None
+
+    def begin(self, name: str, *, step: int, total: int) -> None:
+        self._name, self._total = name, total
+        if self._run is not None:
+            self._bars.reset(self._run, description=name, total=total, completed=step, note="")
+        elif self._console.is_terminal:
+            self._run = self._bars.add_task(name, total=total, completed=step, note="")
+        else:
+            self._console.print(f"{name}: {'from the start' if step == 0 else f'from step {step}'}", highlight=False)
+
+    def advance(self, step: int, loss: float) -> None:
         if self._run is not None:
             note = f"loss {loss:.3f}" if math.isfinite(loss) else ""
             self._bars.update(self._run, completed=step, note=note)
 
     def evaluated(self, step: int, validation: float, loss: float, seconds: float) -> None:
-        """An evaluation is made."""
-        if not self.live:
-            self.console.print(
+        if not self._console.is_terminal:
+            self._console.print(
                 f"{self._name}: step {step}/{self._total}, loss {loss:.3f}, validation {100 * validation:.1f} %, "
                 f"{seconds:.3f} s/step",
                 highlight=False,
@@ -126,11 +172,4 @@ class Display:
             )
 
     def say(self, message: str) -> None:
-        """A line above the bars."""
-        self.console.print(message, highlight=False, soft_wrap=not self.live)
-
-    def run_over(self) -> None:
-        """One more run of the sweep needs no more work."""
-        self._done += 1
-        if self._sweep is not None:
-            self._bars.update(self._sweep, completed=self._done)
+        self._console.print(message, highlight=False, soft_wrap=not self._console.is_terminal)

@@ -34,14 +34,18 @@ class Record(NamedTuple):
     problem: str
 
 
-def survey(root: Path, files: Sequence[str], *, progress: bool = False) -> dict[str, Record]:
+def survey(root: Path, files: Sequence[str], *, progress: bool = False, again: bool = False) -> dict[str, Record]:
     """relative path → record of each of ``files``; those not known, changed or bad are read and decoded, in threads.
 
-    What was found is remembered, also when this is interrupted. With ``progress`` a bar on standard error shows how far
-    it is.
+    What was found is remembered, also when this is interrupted.
+
+    Args:
+        progress: a bar on standard error shows how far it is.
+        again: read and decode all of them: bits that a disk has lost change neither size nor time of a file.
     """
     memory = _memory(root)
-    known = _recall(memory)
+    remembered = _recall(memory)
+    known = {} if again else remembered
     records: dict[str, Record] = {}
     bar = Progress(
         TextColumn("checking pictures"),
@@ -57,9 +61,9 @@ def survey(root: Path, files: Sequence[str], *, progress: bool = False) -> dict[
             for file, record in bar.track(_examined(root, files, known), total=len(files)):
                 records[file] = record
     except BaseException:
-        _remember(memory, root, known | records)
+        _remember(memory, root, remembered | records)
         raise
-    if records != known:
+    if records != remembered:
         _remember(memory, root, records)
     return records
 

@@ -44,7 +44,7 @@ def run_list() -> int:
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "domains", "classes", "pictures", "status"):
         justify: Literal["right", "left"] = "right" if heading in ("classes", "pictures") else "left"
-        table.add_column(heading, justify=justify, no_wrap=heading != "status")
+        table.add_column(heading, justify=justify, no_wrap=heading not in ("domains", "status"))
     for row in list_datasets():
         counts = ["" if count is None else f"{count:,}" for count in (row.classes, row.pictures)]
         table.add_row(row.name, " ".join(row.domains), *counts, row.status)

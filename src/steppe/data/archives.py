@@ -84,15 +84,18 @@ def _write(content: IO[bytes], targets: list[Path], archive: Path) -> None:
     first, *copies = targets
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
-        file = first.open("wb")
+        # Unbuffered: what a full disk refuses must be told from an archive that cannot be read.
+        file = first.open("wb", buffering=0)
     except OSError as error:
         raise _unwritable(first, error) from error
     with file:
         while chunk := content.read(CHUNK):
-            try:
-                file.write(chunk)
-            except OSError as error:
-                raise _unwritable(first, error) from error
+            rest = memoryview(chunk)
+            while rest:
+                try:
+                    rest = rest[file.write(rest) :]
+                except OSError as error:
+                    raise _unwritable(first, error) from error
     for copy in copies:
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)

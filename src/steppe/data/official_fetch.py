@@ -21,28 +21,32 @@ from steppe.data.folders import absolute
 from steppe.data.official import OFFICIAL, Official, data_directory
 from steppe.data.official_folders import OfficialFolders
 from steppe.data.official_sources import SOURCES, Download, Source, places_of
-from steppe.errors import SteppeError
+from steppe.errors import SteppeError, unknown_name
 
 LOCK = "lock"
 DONE = ".unpacked"
 
 
 def fetch_official(
-    name: str, out: Path | None = None, packages: Path | None = None, *, source: Source | None = None
+    which: str | Official, out: Path | None = None, packages: Path | None = None, *, source: Source | None = None
 ) -> Path:
-    """Puts the set ``name`` into a folder in DomainBed's layout, checked and remembered, and returns that.
+    """Puts a set into a folder in DomainBed's layout, checked and remembered, and returns that.
 
     Args:
+        which: the set, by its name or as an entry of the table.
         out: the set's folder; by default where ``open_dataset`` looks: in ``$STEPPE_DATA``, else in the cache.
         packages: a folder with the archives under the names of :mod:`steppe.data.official_sources`; nothing is fetched
             then, and nothing in it is changed.
         source: other addresses, such as those of a mirror of one's own.
 
     Raises:
-        SteppeError: an archive cannot be fetched, is damaged or missing, the figures are not the official ones, the
+        SteppeError: there is no such set, an archive cannot be fetched, is damaged or missing, the figures are not the official ones, the
             folder holds something else, or another process is at it.
     """
-    official, source = OFFICIAL[name], source or SOURCES[name]
+    if isinstance(which, str) and which not in OFFICIAL:
+        raise unknown_name("data set to fetch", which, OFFICIAL)
+    official = OFFICIAL[which] if isinstance(which, str) else which
+    source = source or SOURCES[official.name]
     root = data_directory() / official.folder if out is None else absolute(out)
     progress = on_terminal()
     if _empty(root) or _workshop_of(root).exists():

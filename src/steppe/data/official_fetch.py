@@ -40,8 +40,8 @@ def fetch_official(
         source: other addresses, such as those of a mirror of one's own.
 
     Raises:
-        SteppeError: there is no such set, an archive cannot be fetched, is damaged or missing, the figures are not the official ones, the
-            folder holds something else, or another process is at it.
+        SteppeError: there is no such set, an archive cannot be fetched, is damaged or missing, the figures are not the
+            official ones, the folder holds something else, or another process is at it.
     """
     if isinstance(which, str) and which not in OFFICIAL:
         raise unknown_name("data set to fetch", which, OFFICIAL)

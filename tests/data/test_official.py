@@ -140,6 +140,16 @@ class TestOpening:
         with pytest.raises(SteppeError, match=f"holds data sets and is none itself: open the folder {tmp_path}/data/"):
             open_dataset(tmp_path / "data")
 
+    def test_an_archive_unpacked_one_level_too_deep(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_folder(miniature("pacs", classes=7), tmp_path / "PACS" / "kfold")
+        monkeypatch.setenv("STEPPE_DATA", str(tmp_path))
+        with pytest.raises(
+            SteppeError, match="as published: the set lies in kfold: move its folders up; domain 'art' is"
+        ):
+            open_dataset("pacs")
+        with pytest.raises(SteppeError, match=rf"is none itself: open the folder {tmp_path}/PACS/kfold$"):
+            open_dataset(tmp_path / "PACS")
+
 
 class TestRecognising:
     @pytest.mark.parametrize("name", SETS)

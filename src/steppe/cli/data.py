@@ -24,9 +24,10 @@ from steppe.data import (
     list_datasets,
     open_dataset,
 )
+from steppe.data.checking import Findings
 from steppe.data.mnist_files import SIDE
 from steppe.data.official_sources import SOURCES
-from steppe.errors import unknown_name
+from steppe.errors import SteppeError, unknown_name
 from steppe.training.config import PLAIN_BACKBONE
 from steppe.training.files import make_directory, write_atomically
 from steppe.training.progress import plain_console
@@ -78,9 +79,12 @@ def run_fetch(options: DataFetch) -> int:
 def run_check(options: DataCheck) -> int:
     """What is in the set; what is wrong with it, a line each."""
     console = plain_console()
-    findings = examine_dataset(
-        options.dataset, progress=console.is_terminal, again=options.again, remember=options.remember
-    )
+    try:
+        findings = examine_dataset(
+            options.dataset, progress=console.is_terminal, again=options.again, remember=options.remember
+        )
+    except SteppeError as error:
+        findings = Findings((str(error),))
     for line in findings.lines:
         console.print(line, soft_wrap=True)
     if findings.manifest is not None:

@@ -13,7 +13,7 @@ from steppe.data.emoji import EMBEDDED, EmojiStyles, embedded_emoji, full_direct
 from steppe.data.folders import ImageFolders
 from steppe.data.mnist import ColoredMNIST, RotatedMNIST, mnist_from_spec
 from steppe.data.mnist_files import mnist_directory
-from steppe.data.official import OFFICIAL, VARIABLE, Official, data_directory, locate, recognise
+from steppe.data.official import OFFICIAL, VARIABLE, Official, data_directory, locate, recognise, sets_within
 from steppe.data.official_folders import AS_IT_IS, OfficialFolders
 from steppe.errors import SteppeError, unknown_name
 
@@ -201,11 +201,11 @@ def _open(spec: str | Path) -> DomainDataset:
     official = recognise(path)
     if official is not None:
         return OfficialFolders(official, path)
-    within = [name for name, each in OFFICIAL.items() if recognise(path / each.folder) is each]
+    within = sets_within(path)
     if within:
-        first = path.absolute() / OFFICIAL[within[0]].folder
+        first, official = next(iter(within.items()))
+        hint = f", or {official.name} with {VARIABLE}={path.absolute()}" if first.name == official.folder else ""
         raise SteppeError(
-            f"{path.absolute()} holds data sets and is none itself: open the folder {first}, or {within[0]} with "
-            f"{VARIABLE}={path.absolute()}"
+            f"{path.absolute()} holds data sets and is none itself: open the folder {first.absolute()}{hint}"
         )
     return ImageFolders(path)

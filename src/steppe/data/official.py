@@ -244,6 +244,15 @@ def recognise(root: Path) -> Official | None:
     return None
 
 
+def sets_within(root: Path) -> dict[Path, Official]:
+    """The folders in ``root`` that have the layout of a set, sorted by name."""
+    try:
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+    except OSError:
+        return {}
+    return {path: official for path in folders if (official := recognise(path)) is not None}
+
+
 def published_names(dataset: str, domain: str) -> tuple[str, str] | None:
     """What published tables call a set and its domain: ``("pacs", "art")`` is ``("PACS", "Art")``; None if unknown."""
     official = OFFICIAL.get(dataset)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from steppe.data.folders import ImageFolders, Layout, absolute, scan
-from steppe.data.official import Official, Version, locate
+from steppe.data.official import Official, Version, locate, sets_within
 from steppe.data.pictures import read_picture
 from steppe.data.verification import survey
 from steppe.errors import SteppeError
@@ -41,7 +41,9 @@ class OfficialFolders(ImageFolders):
         self.licence = official.licence
         missing = missing_folders(official, self.root)
         if missing:
-            raise SteppeError(self._differs(missing))
+            below = [path.name for path, other in sets_within(self.root).items() if other is official]
+            hint = [f"the set lies in {below[0]}: move its folders up"] if below else []
+            raise SteppeError(self._differs(hint + missing))
         layout = scan(self.root, official.folders)
         differences = [*class_differences(official, layout)] or [*count_differences(official, layout)]
         if differences:

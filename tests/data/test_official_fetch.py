@@ -276,7 +276,7 @@ class TestAgain:
         packages.mkdir()
         files = contents(official)
         victim = next(iter(files))
-        files[victim] = files[victim][: len(files[victim]) * 2 // 3]
+        files[victim] = files[victim][:-40]
         tarred(packages / "VLCS.tar.gz", {f"VLCS/{path}": content for path, content in files.items()})
         root = fetch_official(official, tmp_path / "VLCS", packages)
         assert check_official(official, root).lines == ()

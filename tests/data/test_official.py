@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from miniatures import SETS, contents, miniature, spread, write_counts, write_files, write_folder
 from PIL import Image
-from torchvision.datasets import ImageFolder
 
 from steppe.data import OFFICIAL, ImageFolders, OfficialFolders, list_datasets, make_splits, open_dataset
 from steppe.data import published_names as published
@@ -95,6 +94,8 @@ class TestOpening:
 
     def test_pictures_and_labels_are_those_of_domainbed(self, tmp_path: Path) -> None:
         """Its MultipleEnvironmentImageFolder: torchvision's ImageFolder on each folder, in sorted order."""
+        from torchvision.datasets import ImageFolder  # takes seconds
+
         official = miniature("officehome", classes=4, each=3)
         dataset = OfficialFolders(official, write_folder(official, tmp_path / "office_home"))
         folders = sorted(path.name for path in dataset.root.iterdir() if path.is_dir())
@@ -203,9 +204,8 @@ class TestDifferences:
     def test_the_same_number_in_the_wrong_class(self, official, root: Path) -> None:
         (root / "photo/dog/pic_002.jpg").rename(root / "photo/giraffe/moved.jpg")
         told = self.error(official, root)
-        assert "class 'dog' of domain 'photo' has 2 pictures instead of 3" in told
-        assert "class 'giraffe' of domain 'photo' has 4" in told
-        assert "domain 'photo' has" not in told
+        assert "as published: class 'dog' of domain 'photo' has 2 pictures instead of 3; class 'giraffe' of" in told
+        assert "; domain 'photo' has" not in told
 
     def test_missing_domain(self, official, root: Path) -> None:
         shutil.rmtree(root / "art_painting")

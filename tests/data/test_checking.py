@@ -129,6 +129,14 @@ class TestRemembering:
         shutil.rmtree(root / "north")
         assert sum(f"{root}: missing: north/" in line for line in check_dataset(root)) == 10
 
+    def test_a_class_that_is_gone_is_named_file_by_file(self, root: Path) -> None:
+        examine_dataset(f"folder:{root}", remember=True)
+        shutil.rmtree(root / "south/dog")
+        first, *rest = check_dataset(root)
+        assert first.startswith(f"class 'dog' has no pictures in domain 'south' of {root}; 'north' has it")
+        assert rest == [f"{root}: missing: south/dog/{index}.png" for index in range(5)]
+        assert check_dataset(f"folder:{root}") == (first, *rest)
+
     def test_nothing_is_remembered_while_something_is_wrong(self, root: Path) -> None:
         (root / "south/dog/3.png").write_text("no")
         findings = examine_dataset(root, remember=True)

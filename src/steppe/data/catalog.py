@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from steppe.data.checking import Findings, check, check_official
+from steppe.data.checking import Findings, check, check_folders, check_official, remembered
 from steppe.data.domains import DomainDataset
 from steppe.data.emoji import EMBEDDED, EmojiStyles, embedded_emoji, full_directory, full_emoji, is_emoji_directory
 from steppe.data.folders import ImageFolders
@@ -119,17 +119,20 @@ def examine_dataset(
     Raises:
         SteppeError: there is nothing to look at: no such set or folder, or it cannot be read.
     """
+    options = {"progress": progress, "again": again, "remember": remember}
     named = _NAMED.get(spec) if isinstance(spec, str) else None
-    official = named.official if named else None
-    root = None
+    if named is not None:
+        if named.official is not None:
+            return check_official(named.official, locate(named.official), **options)
+        return check(named.open(), **options)
+    text = os.fspath(spec)
+    if text.startswith(AS_IT_IS):
+        return check_folders(Path(text.removeprefix(AS_IT_IS)), **options)
+    root = Path(spec).expanduser()
+    official = recognise(root)
     if official is not None:
-        root = locate(official)
-    elif named is None and not os.fspath(spec).startswith(AS_IT_IS):
-        root = Path(spec).expanduser()
-        official = recognise(root)
-    if official is not None and root is not None:
-        return check_official(official, root, progress=progress, again=again, remember=remember)
-    return check(_open(spec), progress=progress, again=again, remember=remember)
+        return check_official(official, root, **options)
+    return check_folders(root, **options) if remembered(root) else check(_open(spec), **options)
 
 
 def list_datasets() -> tuple[DatasetRow, ...]:

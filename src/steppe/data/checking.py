@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steppe.data.domains import DomainDataset
-from steppe.data.folders import ImageFolders, absolute, scan
+from steppe.data.folders import ImageFolders, Layout, absolute, scan
 from steppe.data.manifest import changed, manifest_path, missing_and_surplus, read_manifest, write_manifest
 from steppe.data.official import Official
 from steppe.data.official_folders import (
@@ -58,7 +58,7 @@ def check(dataset: DomainDataset, *, progress: bool = False, again: bool = False
     if isinstance(dataset, OfficialFolders):
         return check_official(dataset.official, dataset.root, progress=progress, again=again, remember=remember)
     if isinstance(dataset, ImageFolders):
-        return _check_folders(dataset, progress=progress, again=again, remember=remember)
+        return check_folders(dataset.root, progress=progress, again=again, remember=remember)
     if remember:
         raise SteppeError(f"{dataset.name!r} is held against published checksums; there is nothing to remember")
     return Findings(dataset.problems(progress=progress))
@@ -81,7 +81,7 @@ def check_official(
     found = missing_folders(official, root)
     there = [folder for folder in official.folders if (root / folder).is_dir()]
     layout = scan(root, there)
-    files = [file for by_class in layout.values() for name in sorted(by_class) for file in by_class[name]]
+    files = _files(layout)
     found += [*class_differences(official, layout), *count_differences(official, layout)]
     found += _surplus_folders(official, root)
     entries = read_manifest(root)
@@ -109,19 +109,41 @@ def check_official(
 
 def remembered(root: Path) -> bool:
     """Whether a manifest lies in ``root``."""
-    return manifest_path(root).is_file()
+    try:
+        return manifest_path(root).is_file()
+    except OSError:  # the folder may not be looked into
+        return False
 
 
-def _check_folders(dataset: ImageFolders, *, progress: bool, again: bool, remember: bool) -> Findings:
-    files = dataset.files()
-    entries = read_manifest(dataset.root)
-    records = survey(dataset.root, files, progress=progress, again=again)
-    found: list[str] = []
+def check_folders(root: Path, *, progress: bool = False, again: bool = False, remember: bool = False) -> Findings:
+    """What is wrong with any folder; arguments as of :func:`check_official`.
+
+    A folder with a manifest is held against it also where it is no data set any more, because a class is gone.
+
+    Raises:
+        SteppeError: as :class:`~steppe.data.folders.ImageFolders` where there is no manifest; or the one that is there
+            cannot be read or written.
+    """
+    root = absolute(root)
+    entries = read_manifest(root)
+    found = []
+    try:
+        files = ImageFolders(root).files()
+    except SteppeError as error:
+        if entries is None:
+            raise
+        found.append(str(error))
+        files = _files(scan(root))
+    records = survey(root, files, progress=progress, again=again)
     if entries is not None:
         lines = (*missing_and_surplus(entries.keys(), files), *changed(entries, records))
-        found += [f"{dataset.root}: {line}" for line in lines]
+        found += [f"{root}: {line}" for line in lines]
     found += [record.problem for record in records.values() if record.problem]
-    return Findings(tuple(found), manifest=write_manifest(dataset.root, records) if remember and not found else None)
+    return Findings(tuple(found), manifest=write_manifest(root, records) if remember and not found else None)
+
+
+def _files(layout: Layout) -> list[str]:
+    return [file for by_class in layout.values() for name in sorted(by_class) for file in by_class[name]]
 
 
 def _surplus_folders(official: Official, root: Path) -> Iterator[str]:

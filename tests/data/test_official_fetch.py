@@ -260,6 +260,13 @@ class TestAgain:
         assert [path for path, _ in behaviour.asked] == ["/quickdraw.zip", "/real.zip", "/sketch.zip"]
         assert pictures_in(root) == contents(official)
 
+    def test_what_a_kill_after_the_last_step_left_is_removed(self, tmp_path: Path) -> None:
+        official = miniature("pacs")
+        root = write_folder(official, tmp_path / "PACS")
+        write_files(tmp_path / ".PACS.fetching", {"archives/PACS.zip": b"gigabytes"})
+        fetch_official(official, root, tmp_path / "no packages")
+        assert [path.name for path in tmp_path.iterdir()] == ["PACS"]
+
     def test_a_picture_that_cannot_be_read_is_told(self, tmp_path: Path) -> None:
         official = miniature("vlcs")
         packages = tmp_path / "packages"

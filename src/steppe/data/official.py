@@ -17,8 +17,8 @@ Where the figures of the domains are from:
 - TerraIncognita: Beery et al. (2018). 24,788 pictures is the paper's version, 4,879, 9,767, 4,020 and 6,122 by domain
   (an author of SWAD and MIRO in khanrc/miro#9); class by class from the lists of
   muse1998/Source-Free-Domain-Generalization (image_list/Terra), where the class ``empty`` is called ``landscape``.
-  24,330 is what the files of today give (the same thread); that they are 4,741, 9,736, 3,970 and 5,883 is how runs on
-  it are usually described; they add up, and none is above the older version's.
+  24,330 is what the files of today give (the same thread). Its figures by domain, 4,741, 9,736, 3,970 and 5,883, are
+  those that experiments on it commonly give; they add up, and none is above the older version's.
 - DomainNet: Peng et al. (2019), the cleaned version: the figures of the project's page, which are also the lengths of
   its lists of files for training and testing. DomainBed arrives at the same set by removing 9,431 duplicates
   (domainbed/misc/domain_net_duplicates.txt) from the 596,006 of the archives; no file is in both.

@@ -192,9 +192,22 @@ class TestRefused:
         packages = write_archives(miniature(name), tmp_path / "packages")
         victim = packages / ARCHIVES[name][-1]
         victim.write_bytes(b"<!DOCTYPE html>quota exceeded")
-        with pytest.raises(SteppeError, match=f"{victim} is not a whole archive .*: remove it and fetch it again"):
+        with pytest.raises(SteppeError, match=rf"{victim} is not a whole archive .*\. Get it again: http"):
             fetch_official(miniature(name), tmp_path / "set", packages)
+        assert victim.exists(), "what someone has got by hand is left alone"
         assert not (tmp_path / "set").exists()
+
+    def test_a_page_from_the_server_is_not_kept(self, tmp_path: Path) -> None:
+        official = miniature("vlcs")
+        write_archives(official, tmp_path / "server")
+        whole = (tmp_path / "server/VLCS.tar.gz").read_bytes()
+        (tmp_path / "server/VLCS.tar.gz").write_bytes(b"<!DOCTYPE html>quota exceeded")
+        with serve(tmp_path / "server") as (address, _):
+            with pytest.raises(SteppeError, match=r"not a whole archive .* It was removed\. The same command"):
+                fetch_official(official, tmp_path / "VLCS", source=at(address, "vlcs"))
+            (tmp_path / "server/VLCS.tar.gz").write_bytes(whole)
+            root = fetch_official(official, tmp_path / "VLCS", source=at(address, "vlcs"))
+        assert pictures_in(root) == contents(official)
 
     def test_an_archive_of_something_else(self, tmp_path: Path) -> None:
         zipped(tmp_path / "packages.zip", {"photos/1.jpg": picture(1)}).rename(tmp_path / "PACS.zip")

@@ -18,6 +18,12 @@ Places = Callable[[str], Collection[str]]
 """A member's path in the archive → where it goes, relative to a folder; nowhere for what is not wanted."""
 
 CHUNK = 2**20
+
+
+class BrokenArchiveError(SteppeError):
+    """A file is no archive, or not a whole one."""
+
+
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
@@ -28,7 +34,8 @@ def unpack(archive: Path, folder: Path, places: Places, *, progress: bool = Fals
     passed over.
 
     Raises:
-        SteppeError: it is no whole zip or tar archive, a place is outside of ``folder``, or the disk is full.
+        BrokenArchiveError: it is no whole zip or tar archive.
+        SteppeError: a place is outside of ``folder``, or cannot be written.
     """
     written = 0
     with byte_progress(enabled=progress) as bars:
@@ -42,9 +49,11 @@ def unpack(archive: Path, folder: Path, places: Places, *, progress: bool = Fals
                     written += len(targets)
                 bars.update(task, completed=position)
         except _BROKEN as error:
-            raise SteppeError(
-                f"{archive} is not a whole archive ({error or type(error).__name__}): remove it and fetch it again; a "
-                "server that refuses may have sent a page instead"
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the archive's
+                raise SteppeError(f"cannot read {archive}: {error.strerror or error}") from error
+            reason = str(error) or type(error).__name__
+            raise BrokenArchiveError(
+                f"{archive} is not a whole archive ({reason}); a server that refuses may have sent a page instead"
             ) from error
     return written
 

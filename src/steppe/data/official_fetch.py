@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from steppe.data.archives import unpack
+from steppe.data.archives import BrokenArchiveError, unpack
 from steppe.data.checking import check_official, remembered
 from steppe.data.download import download, on_terminal
 from steppe.data.folders import absolute
@@ -96,9 +96,15 @@ def _made(official: Official, source: Source, workshop: Path, packages: Path | N
         if done.exists():
             continue
         path = _obtained(archive, workshop / "archives", packages, official, progress=progress)
-        # An archive that was stopped in the middle is unpacked from its beginning, over what is there.
-        if not unpack(path, tree, places_of(official, archive, tree), progress=progress):
-            raise SteppeError(f"{path} holds no pictures of {official.title}: remove it and fetch it again")
+        try:
+            # An archive that was stopped in the middle is unpacked from its beginning, over what is there.
+            if not unpack(path, tree, places_of(official, archive, tree), progress=progress):
+                raise BrokenArchiveError(f"{path} holds no pictures of {official.title}")
+        except BrokenArchiveError as error:
+            if packages is not None:
+                raise SteppeError(f"{error}. Get it again: {archive.address}") from error
+            path.unlink()
+            raise SteppeError(f"{error}. It was removed. {by_hand(official, archive)}") from error
         done.touch()
     return tree
 

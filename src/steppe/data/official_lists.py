@@ -65,7 +65,10 @@ def listed_pictures(lists: Iterable[Path]) -> frozenset[str]:
         for number, line in enumerate(filter(None, map(str.strip, lines)), start=1):
             file, _, label = line.rpartition(" ")
             if file.count("/") != 2 or not label.isdigit():
-                raise SteppeError(f"line {number} of {path} is not <domain>/<class>/<picture> <label>: {line!r}")
+                raise SteppeError(
+                    f"line {number} of {path} is not <domain>/<class>/<picture> <label>: {line[:80]!r}; remove the "
+                    "file and get it again"
+                )
             found.add(file)
     return frozenset(found)
 

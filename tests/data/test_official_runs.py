@@ -17,7 +17,7 @@ def test_a_run_holds_out_a_domain_by_its_name(tmp_path: Path) -> None:
     official = miniature("officehome", classes=3, each=10)
     dataset = OfficialFolders(official, write_folder(official, tmp_path / "office_home"))
     config = small_config("officehome", held_out="real-world", steps=2, eval_every=2)
-    result = Trainer(config, out=tmp_path / "run", dataset=dataset, workers=0).fit()
+    result = Trainer(config, out=tmp_path / "run", dataset=dataset).fit()
     content = json.loads((tmp_path / "run" / "result.json").read_text())
     assert content["dataset"] == "officehome"
     assert set(content["counts"]) == {"art", "clipart", "product", "real-world"}

@@ -30,7 +30,7 @@ def test_fetch_list_check_and_sheet(
     assert run(["data", "list"]) == 0
     listed = capsys.readouterr().out
     assert "rotated-mnist 0 15 30 45 60 75" in " ".join(listed.split())
-    assert "data fetch mnist" in listed
+    assert "fetch mnist" in listed
     packages = write_mnist(tmp_path / "downloads")
     assert run(["data", "fetch", "mnist", "--packages", str(packages)]) == 0
     told = capsys.readouterr().out

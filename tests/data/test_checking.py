@@ -223,7 +223,7 @@ class TestManifest:
     )
     def test_damaged(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / NAME).write_bytes(content)
-        with pytest.raises(SteppeError, match=rf"{tmp_path / NAME} .*remove it; `steppe data check --remember` writes"):
+        with pytest.raises(SteppeError, match=rf"{tmp_path / NAME}.*; remove it; `steppe data check --rememb"):
             read_manifest(tmp_path)
 
     @given(

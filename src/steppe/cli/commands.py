@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
@@ -220,9 +220,9 @@ class DataCheck:
 
     dataset: Positional[str]
     """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
-    remember: bool = False
+    remember: FlagCreatePairsOff[bool] = False
     """When nothing is wrong, keep names, sizes and digests in the folder."""
-    again: bool = False
+    again: FlagCreatePairsOff[bool] = False
     """Read pictures again that were found good and have not changed since."""
 
     def run(self, command: str) -> int:

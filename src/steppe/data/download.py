@@ -158,8 +158,8 @@ def _received(response: Any) -> bytes:
 
 def _version(headers: Any) -> str:
     """What ``If-Range`` may be asked with: a strong entity tag, else the time of the last change."""
-    tag = headers.get("ETag", "")
-    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+    tag = str(headers.get("ETag", ""))
+    return tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))
 
 
 def _validator(part: Path) -> Path:

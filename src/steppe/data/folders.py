@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.pictures import SUFFIXES, read_picture
-from steppe.data.verification import survey
+from steppe.data.verification import Record, survey
 from steppe.errors import SteppeError
 
 Layout = dict[str, dict[str, list[str]]]
@@ -85,13 +85,22 @@ class ImageFolders(DomainDataset):
 
     @cached_property
     def _fingerprint(self) -> str:
-        records = survey(self.root, self.files())
+        return self._identity(survey(self.root, self.files()))
+
+    def _identity(self, records: Mapping[str, Record]) -> str:
         content = "".join(f"{file}\0{records[file].digest}\n" for file in self.files())
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
+    def _survey(self, *, progress: bool) -> dict[str, Record]:
+        """Every picture decoded; the fingerprint, which is asked for next, follows from it."""
+        records = survey(self.root, self.files(), progress=progress)
+        if all(record.digest for record in records.values()):  # one that could not be read is read again when asked
+            self.__dict__.setdefault("_fingerprint", self._identity(records))
+        return records
+
     def problems(self, *, progress: bool = False) -> tuple[str, ...]:
         """Decodes every picture and says which cannot be read; those found good before and not changed are skipped."""
-        records = survey(self.root, self.files(), progress=progress)
+        records = self._survey(progress=progress)
         return tuple(record.problem for record in records.values() if record.problem)
 
 

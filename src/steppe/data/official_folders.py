@@ -10,7 +10,6 @@ from PIL import Image
 from steppe.data.folders import ImageFolders, Layout, absolute, scan
 from steppe.data.official import Official, Version, locate, sets_within
 from steppe.data.pictures import read_picture
-from steppe.data.verification import survey
 from steppe.errors import SteppeError
 
 AS_IT_IS = "folder:"
@@ -56,7 +55,7 @@ class OfficialFolders(ImageFolders):
 
     def problems(self, *, progress: bool = False) -> tuple[str, ...]:
         """Decodes every picture and says which cannot be read at all; those found good before are skipped."""
-        records = survey(self.root, self.files(), progress=progress)
+        records = self._survey(progress=progress)
         return tuple(
             record.problem
             for file, record in records.items()

@@ -41,6 +41,13 @@ def test_a_file(server: tuple[str, Behaviour], tmp_path: Path) -> None:
     assert len(behaviour.asked) == 1, "what is there is not asked for again"
 
 
+def test_a_bar_changes_nothing(server: tuple[str, Behaviour], tmp_path: Path) -> None:
+    address, behaviour = server
+    behaviour.cuts, behaviour.cut_after = 1, 100_000
+    download(address, tmp_path / "set.zip", progress=True)
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+
+
 def test_a_broken_connection_is_continued_in_the_same_call(server: tuple[str, Behaviour], tmp_path: Path) -> None:
     address, behaviour = server
     behaviour.cuts, behaviour.cut_after = 2, 100_000

@@ -47,6 +47,7 @@ def fetch_official(
         raise unknown_name("data set to fetch", which, OFFICIAL)
     official = OFFICIAL[which] if isinstance(which, str) else which
     source = source or SOURCES[official.name]
+    packages = None if packages is None else absolute(packages)
     root = data_directory() / official.folder if out is None else absolute(out)
     progress = on_terminal()
     if _empty(root) or _workshop_of(root).exists():

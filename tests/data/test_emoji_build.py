@@ -101,7 +101,7 @@ def repinned(package: Package, folder: Path) -> Package:
 def test_a_set_is_made_from_tarballs_and_opens(packages: Path, own_cache: Path) -> None:
     with pytest.raises(SteppeError, match="run `steppe data fetch emoji`"):
         open_dataset("emoji-full")
-    assert list_datasets()[1].status == "not fetched: steppe data fetch emoji"
+    assert list_datasets()[1].status == "not here: steppe data fetch emoji"
     directory = fetch_emoji(packages=packages)
     assert directory == own_cache / "emoji-full"
     dataset = open_dataset("emoji-full")
@@ -110,7 +110,7 @@ def test_a_set_is_made_from_tarballs_and_opens(packages: Path, own_cache: Path) 
     assert [dataset.key("line", index) for index in range(3)] == ["1f435", "2708", "1f9d1-200d-1f692"]
     assert dataset.labels("noto").tolist() == [0, 2, 1]
     assert check_dataset("emoji-full") == ()
-    assert (list_datasets()[1].status, list_datasets()[1].pictures) == ("fetched", 12)
+    assert (list_datasets()[1].status, list_datasets()[1].pictures) == ("here", 12)
     assert (directory / "LICENSES" / "CC-BY-SA-4.0.txt").is_file()
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from steppe.data.pictures import decode, read_picture
+from steppe.data import ImageFolders, check_dataset, pictures
+from steppe.data.pictures import MAX_PIXELS, decode, read_picture
 from steppe.errors import SteppeError
 
 
@@ -109,10 +118,82 @@ def test_cmyk_grey_and_black_and_white() -> None:
     assert corners(decode(saved(halves(0, 1, "1"), "PNG"))) == ((0,) * 3, (255,) * 3)
 
 
-def test_first_frame_of_an_animation() -> None:
-    frames = [Image.new("RGB", (6, 6), colour) for colour in ((255, 0, 0), (0, 0, 255))]
-    content = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert corners(decode(content))[0] == (255, 0, 0)
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(file_format: str) -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ((255, 0, 0), (0, 0, 255), (0, 255, 0))]
+    content = saved(frames[0], file_format, save_all=True, append_images=frames[1:], lossless=True)
+    with Image.open(io.BytesIO(content)) as opened:
+        assert getattr(opened, "n_frames", 1) == 3
+    assert corners(decode(content)) == ((255, 0, 0), (255, 0, 0))
+
+
+def cmyk(seed: int) -> tuple[Image.Image, np.ndarray]:
+    """Patches of ink, and their colours as light through filters: (1 − ink)(1 − black)."""
+    ink = np.random.default_rng(seed).integers(0, 256, (4, 4, 4), dtype=np.uint8).repeat(16, axis=0).repeat(16, axis=1)
+    share = ink / 255
+    light = np.rint(255 * (1 - share[..., :3]) * (1 - share[..., 3:]))
+    return Image.frombytes("CMYK", (64, 64), ink.tobytes()), light
+
+
+def test_cmyk_in_a_tiff_and_in_a_jpeg() -> None:
+    """In a JPEG the inks are stored inverted, as Adobe does; a reader that forgets that shows a negative."""
+    picture, light = cmyk(3)
+    exact = np.asarray(decode(saved(picture, "TIFF")), dtype=float)
+    assert np.abs(exact - light).max() <= 1
+    lossy = np.asarray(decode(saved(picture, "JPEG", quality=98, subsampling=0)), dtype=float)
+    assert np.abs(lossy - light).mean() < 3
+
+
+def png(rows: bytes, width: int, height: int, depth: int, colour: int) -> bytes:
+    """A PNG written by hand, for what Pillow does not write; ``rows`` without the bytes for filters."""
+    stride = len(rows) // height
+    data = b"".join(b"\0" + rows[start : start + stride] for start in range(0, len(rows), stride))
+    return png_of(zlib.compress(data), width, height, depth, colour)
+
+
+def png_of(compressed: bytes, width: int, height: int, depth: int, colour: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", compressed) + chunk(b"IEND", b"")
+
+
+def test_16_bit_colour() -> None:
+    levels = np.random.default_rng(5).integers(0, 65536, (7, 9, 3), dtype=np.uint16)
+    read = np.asarray(decode(png(levels.astype(">u2").tobytes(), 9, 7, 16, 2)), dtype=float)
+    assert np.abs(read - levels / 257).max() <= 1
+
+
+def test_16_bit_grey_of_any_size_is_scaled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = np.random.default_rng(6).integers(0, 65536, (23, 10), dtype=np.uint16)
+    whole = np.asarray(decode(saved(Image.fromarray(levels), "PNG")))[..., 0]
+    assert np.array_equal(whole, np.rint(levels / 257).astype(np.uint8))
+    monkeypatch.setattr(pictures, "BLOCK", 30)
+    assert np.array_equal(np.asarray(decode(saved(Image.fromarray(levels), "PNG")))[..., 0], whole)
+
+
+@pytest.mark.parametrize(("file_format", "colours"), [("PNG", 2), ("PNG", 16), ("PNG", 200), ("GIF", 200), ("BMP", 16)])
+def test_palettes(file_format: str, colours: int) -> None:
+    palette = np.random.default_rng(colours).integers(0, 256, (colours, 3), dtype=np.uint8)
+    index = (np.arange(20 * 30) % colours).reshape(20, 30).astype(np.uint8)
+    picture = Image.frombytes("P", (30, 20), index.tobytes())
+    picture.putpalette(palette.tobytes())
+    assert np.array_equal(np.asarray(decode(saved(picture, file_format))), palette[index])
+
+
+ONE_PIXEL = [
+    *((file_format, "RGB") for file_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")),
+    *(("PNG", mode) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),
+    *(("TIFF", mode) for mode in ("1", "L", "CMYK", "I;16")),
+    *(("JPEG", mode) for mode in ("L", "CMYK")),
+]
+
+
+@pytest.mark.parametrize(("file_format", "mode"), ONE_PIXEL)
+def test_one_pixel(file_format: str, mode: str) -> None:
+    read = decode(saved(Image.new(mode, (1, 1)), file_format))
+    assert (read.size, read.mode) == ((1, 1), "RGB")
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
@@ -144,3 +225,167 @@ def test_too_large_a_picture_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SteppeError, match=r"gone\.png: No such file"):
         read_picture(tmp_path / "gone.png")
+
+
+def half(file_format: str) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    content = saved(Image.fromarray(noise), file_format)
+    return content[: len(content) * 2 // 3]
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_what_is_there_of_a_truncated_picture_where_that_is_asked_for(file_format: str) -> None:
+    read = decode(half(file_format), whole=False)
+    assert (read.size, read.mode) == ((64, 64), "RGB")
+    assert np.asarray(read)[:16].std() > 30
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES, "Pillow is as it was"
+    with pytest.raises(OSError, match="truncated"):
+        decode(half(file_format))
+    with pytest.raises(OSError, match="cannot identify"):
+        decode(b"<html>", whole=False)
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.fixture(scope="module")
+def hundred_megapixels() -> bytes:
+    return saved(Image.linear_gradient("L").resize((10_000, 10_000)), "JPEG", quality=60)
+
+
+def peak_memory(program: str) -> tuple[int, str]:
+    """The most memory that a process of its own took for ``program``, in MB, and what it said on standard error.
+
+    Not ``ru_maxrss``, in which a child begins with its parent's.
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux's /proc")
+    begin = "import sys, threading\nfrom pathlib import Path\nfrom steppe.data import pictures\n"
+    end = "\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"
+    script = begin + textwrap.dedent(program) + end
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) // 1024, done.stderr
+
+
+class TestLargePictures:
+    def test_a_photograph_of_100_megapixels_opens_without_a_warning(self, hundred_megapixels: bytes) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read = decode(hundred_megapixels)
+        assert (read.size, read.mode) == ((10_000, 10_000), "RGB")
+        assert read.getpixel((5_000, 9_999))[0] > 250 > 5 > read.getpixel((5_000, 0))[0]
+
+    def test_large_ones_are_decoded_one_at_a_time(self, tmp_path: Path) -> None:
+        """Four threads, as when a folder is checked: at once they would take four times 49 + 147 MB."""
+        Image.linear_gradient("L").resize((7_000, 7_000)).save(tmp_path / "large.jpg", quality=60)
+        program = f"""
+            path = Path({str(tmp_path / "large.jpg")!r})
+            problems = []
+            def work():
+                problems.append(pictures.decoding_problem(path, path.read_bytes()))
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            [thread.start() for thread in threads]
+            [thread.join() for thread in threads]
+            assert problems == [""] * 4, problems
+        """
+        assert peak_memory(program)[0] < 450
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_a_child_that_is_forked_meanwhile_does_not_wait_for_ever(self) -> None:
+        content = saved(Image.new("RGB", (8, 8)), "PNG")
+        with pytest.MonkeyPatch.context() as patch, pictures._locks.large, pictures._locks.switch:
+            patch.setattr(pictures, "LARGE", 1)
+            child = os.fork()
+            if child == 0:
+                decode(content)
+                os._exit(0)
+            timer = threading.Timer(60, os.kill, (child, 9))
+            timer.start()
+            _, status = os.waitpid(child, 0)
+            timer.cancel()
+        assert status == 0
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A whole PNG of 30,000 × 30,000 pixels, one bit each, in some 100 kB: 2.7 GB in RGB."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + 30_000 // 8)
+    compressed = b"".join(packer.compress(row * 1000) for _ in range(30)) + packer.flush()
+    return png_of(compressed, 30_000, 30_000, 1, 0)
+
+
+class TestBombs:
+    """Small files that claim to be huge."""
+
+    def test_it_is_refused_by_its_head(self, bomb: bytes, tmp_path: Path) -> None:
+        assert len(bomb) < 200_000
+        path = tmp_path / "bomb.png"
+        path.write_bytes(bomb)
+        program = f"""
+            try:
+                pictures.read_picture(Path({str(path)!r}))
+            except ValueError as error:
+                print(error, file=sys.stderr)
+        """
+        megabytes, told = peak_memory(program)
+        assert f"cannot decode the picture {path}: " in told
+        assert "900000000 pixels" in told
+        assert megabytes < 200
+
+    @pytest.mark.parametrize("limit", [None, 10**10])
+    def test_also_where_a_program_has_lifted_pillows_limit(
+        self, limit: int | None, bomb: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(Image.DecompressionBombError, match=f"900,000,000 pixels, and more than {MAX_PIXELS:,}"):
+            decode(bomb)
+
+    def test_also_where_warnings_are_errors(self, tmp_path: Path) -> None:
+        path = tmp_path / "claims.png"
+        path.write_bytes(png_of(zlib.compress(b"little"), 15_000, 15_000, 8, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(SteppeError, match=f"cannot decode the picture {path}: .*225000000 pixels"):
+                read_picture(path)
+
+    def test_the_limit_is_between_cameras_and_bombs(self) -> None:
+        assert 151_000_000 < MAX_PIXELS < 200_000_000
+        assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS
+
+    def test_a_check_names_it_and_goes_on(self, bomb: bytes, make_folders) -> None:
+        root = make_folders()
+        (root / "south/dog/3.png").write_bytes(bomb)
+        (root / "west/cat/1.png").write_text("no")
+        first, second = check_dataset(root)
+        assert first.startswith(f"cannot decode the picture {root / 'south/dog/3.png'}: ")
+        assert second.startswith(f"cannot decode the picture {root / 'west/cat/1.png'}: ")
+
+
+def test_a_folder_of_all_kinds_is_one_data_set(tmp_path: Path) -> None:
+    """Every file above, as a class of pictures that can be trained on."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = {
+        "cmyk.jpg": saved(cmyk(1)[0], "JPEG"),
+        "cmyk.tif": saved(cmyk(1)[0], "TIFF"),
+        "deep.png": saved(Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000), "PNG"),
+        "palette.png": saved(Image.new("P", (5, 4)), "PNG"),
+        "turned.jpg": saved(Image.new("RGB", (8, 4)), "JPEG", exif=exif),
+        "moving.gif": saved(
+            Image.new("RGB", (4, 4)), "GIF", save_all=True, append_images=[Image.new("RGB", (4, 4), 9)]
+        ),
+        "dot.png": saved(Image.new("RGB", (1, 1)), "PNG"),
+    }
+    for domain in ("north", "south"):
+        folder = tmp_path / "set" / domain / "things"
+        folder.mkdir(parents=True)
+        for name, content in kinds.items():
+            (folder / name).write_bytes(content)
+    dataset = ImageFolders(tmp_path / "set")
+    assert dataset.problems() == ()
+    assert dataset.size("north") == len(kinds)
+    shown = {
+        dataset.key("north", index).rpartition("/")[2]: dataset.image("north", index) for index in range(len(kinds))
+    }
+    assert {picture.mode for picture in shown.values()} == {"RGB"}
+    assert (shown["turned.jpg"].size, shown["dot.png"].size) == ((4, 8), (1, 1))

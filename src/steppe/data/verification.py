@@ -34,14 +34,18 @@ class Record(NamedTuple):
     problem: str
 
 
-def survey(root: Path, files: Sequence[str], *, progress: bool = False) -> dict[str, Record]:
+def survey(root: Path, files: Sequence[str], *, progress: bool = False, again: bool = False) -> dict[str, Record]:
     """relative path → record of each of ``files``; those not known, changed or bad are read and decoded, in threads.
 
-    What was found is remembered, also when this is interrupted. With ``progress`` a bar on standard error shows how far
-    it is.
+    What was found is remembered, also when this is interrupted.
+
+    Args:
+        progress: a bar on standard error shows how far it is.
+        again: read and decode all of them: bits that a disk has lost change neither size nor time of a file.
     """
     memory = _memory(root)
-    known = _recall(memory)
+    remembered = _recall(memory)
+    known = {} if again else remembered
     records: dict[str, Record] = {}
     bar = Progress(
         TextColumn("checking pictures"),
@@ -57,9 +61,9 @@ def survey(root: Path, files: Sequence[str], *, progress: bool = False) -> dict[
             for file, record in bar.track(_examined(root, files, known), total=len(files)):
                 records[file] = record
     except BaseException:
-        _remember(memory, root, known | records)
+        _remember(memory, root, remembered | records)
         raise
-    if records != known:
+    if records != remembered:
         _remember(memory, root, records)
     return records
 
@@ -68,15 +72,25 @@ def _examined(root: Path, files: Sequence[str], known: dict[str, Record]) -> Ite
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for start in range(0, len(files), BLOCK):
             block = files[start : start + BLOCK]
-            yield from zip(block, pool.map(lambda file: _examine(root / file, known.get(file)), block), strict=True)
+            # Here and not in the threads: to look whether a file has changed takes less time than to hand it over.
+            kept = {file: known[file] for file in block if file in known and _unchanged(f"{root}/{file}", known[file])}
+            rest = [file for file in block if file not in kept]
+            fresh = dict(zip(rest, pool.map(lambda file: _examine(root / file), rest), strict=True))
+            yield from ((file, kept[file] if file in kept else fresh[file]) for file in block)
 
 
-def _examine(path: Path, known: Record | None) -> Record:
+def _unchanged(path: str, known: Record) -> bool:
+    """What was bad counts as changed: it may have been a passing fault of a network drive."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - half a million times
+    except OSError:
+        return False
+    return not known.problem and (known.size, known.modified) == (status.st_size, status.st_mtime_ns)
+
+
+def _examine(path: Path) -> Record:
     try:
         status = path.stat()
-        # What was bad is looked at again: it may have been a passing fault of a network drive.
-        if known and not known.problem and (known.size, known.modified) == (status.st_size, status.st_mtime_ns):
-            return known
         content = path.read_bytes()
     except OSError as error:
         return Record(0, 0, "", f"cannot read the picture {path}: {error.strerror or error}")

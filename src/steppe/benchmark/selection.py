@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,14 +26,14 @@ from steppe.training.words import Value
 SelectionName = Literal["training", "leave-one-out", "oracle"]
 
 SHOWN_MISSING = 5
+NOTHING: Mapping[str, float] = {}
 
 
 class MissingRunsError(SteppeError):
     """Runs that a selection needs are not finished, or do not say what it needs."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """A row of a run's table of checkpoints; accuracies are fractions in [0, 1].
 
     Attributes:
@@ -55,7 +55,7 @@ class Checkpoint:
     held_out_accuracy_all: float
     in_domain_accuracy: float
     held_out_validation_accuracy: float | None = None
-    cross_validation_accuracy: Mapping[str, float] = field(default_factory=dict)
+    cross_validation_accuracy: Mapping[str, float] = NOTHING
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,14 @@ class Trained:
 
 
 def _checkpoint(row: Mapping[str, Any]) -> Checkpoint:
-    oracle = row.get("held_out_validation_accuracy")
     return Checkpoint(
-        step=int(row["step"]),
-        validation_accuracy=float(row["validation_accuracy"]),
-        held_out_accuracy=float(row["held_out_accuracy"]),
-        held_out_accuracy_all=float(row["held_out_accuracy_all"]),
-        in_domain_accuracy=float(row["in_domain_accuracy"]),
-        held_out_validation_accuracy=None if oracle is None else float(oracle),
-        cross_validation_accuracy=dict(row.get("cross_validation_accuracy", {})),
+        row["step"],
+        row["validation_accuracy"],
+        row["held_out_accuracy"],
+        row["held_out_accuracy_all"],
+        row["in_domain_accuracy"],
+        row.get("held_out_validation_accuracy"),
+        row.get("cross_validation_accuracy", NOTHING),
     )
 
 
@@ -191,8 +190,12 @@ class _Rule:
         if not found:
             lost = ", ".join(f"draw {draw.number} {draw.lost}" for draw in draws) or "there is no draw"
             raise MissingRunsError(f"nothing to select from: {lost}")
-        # DomainBed sorts by score and reads the list from its end: of equal scores the last one comes first.
-        return max(found, key=lambda one: (one.score, one.draw.number))
+        return best_of(found)
+
+
+def best_of(found: Sequence[Chosen]) -> Chosen:
+    """The one with the largest score; of equal ones the last draw, which DomainBed's sorted list has in front."""
+    return max(found, key=lambda one: (one.score, one.draw.number))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe.benchmark.plan import Cell, Plan, PlannedDraw, draws_of, read_plans
-from steppe.benchmark.selection import Chosen, Draw, MissingRunsError, Selection, Trained, selection
+from steppe.benchmark.selection import Chosen, Draw, MissingRunsError, Selection, Trained, best_of, selection
 from steppe.report.runs import Problem, Run, Runs, Searched, load_runs
 from steppe.report.settings import HYPER
 from steppe.training.words import Value
@@ -121,16 +121,17 @@ class _Table:
         for cell, planned in sorted(plan.cells.items(), key=lambda item: (item[0].dataset, item[0].seed, item[0])):
             draws = self._draws(cell, planned, rule)
             passed.update(draw.lost for draw in draws if draw.lost)
-            there: list[Draw] = []
+            there: list[Chosen] = []
             for draw in draws:
                 try:
                     if not draw.lost:
-                        rule.best(draw)
-                        there.append(draw)
+                        score, checkpoint = rule.best(draw)
+                        assert draw.run is not None, "a draw with a score has a run"
+                        there.append(Chosen(draw, draw.run, checkpoint, score))
                 except MissingRunsError as error:
                     waiting.setdefault(cell, str(error))
             if there:
-                found.append(self._choice(cell, plan, rule, rule.choose(there), len(planned)))
+                found.append(self._choice(cell, plan, rule, best_of(there), len(planned)))
         if passed:
             lost = " and ".join(f"{count} {what}" for what, count in sorted(passed.items()))
             self.notes.append(f"Draws that were {lost}: passed over in the selection.")

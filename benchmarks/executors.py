@@ -45,11 +45,11 @@ SHORT = Settings(
 LONG = replace(SHORT, backbone="resnet18", image_size=64, batch_per_domain=8, steps=12)
 MACHINE = Machine(device="cpu", threads=1)
 DATASET = open_dataset("emoji")
+NUMBERS = itertools.count()
 
 
 def sweeping(executor: Executor, settings: Settings, runs: int, stores: Path) -> Callable[[], None]:
     """Does a sweep of so many runs in a new store at each call."""
-    numbers = itertools.count()
     configs = leave_one_domain_out(
         DATASET,
         algorithms=["erm"],
@@ -59,7 +59,7 @@ def sweeping(executor: Executor, settings: Settings, runs: int, stores: Path) ->
     )
 
     def sweep() -> None:
-        planned = jobs(Store(stores / f"{id(executor)}-{next(numbers)}"), DATASET, configs)
+        planned = jobs(Store(stores / str(next(NUMBERS))), DATASET, configs)
         assert all(outcome.status == "finished" for outcome in executor.run(planned))
 
     return sweep

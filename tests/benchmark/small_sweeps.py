@@ -95,7 +95,7 @@ class Watching(Silent):
         self.begun: list[tuple[str, int]] = []
         self.said: list[str] = []
         self.happened = 0
-        self._happens = happens or (lambda place, what, step: None)
+        self.happening = happens or (lambda place, what, step: None)
 
     def lane(self, place: int) -> _WatchedLane:
         return _WatchedLane(self, place)
@@ -104,7 +104,7 @@ class Watching(Silent):
         self.said.append(message)
 
     def happens(self, place: int, what: str, step: int) -> None:
-        self._happens(place, what, step)
+        self.happening(place, what, step)
 
 
 class _WatchedLane(Silent):

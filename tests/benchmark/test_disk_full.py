@@ -70,9 +70,13 @@ def test_whatever_does_not_fit_is_named_and_made_good_when_there_is_room(
 @pytest.mark.slow
 def test_a_worker_on_a_full_disk_stops_the_sweep_with_that_reason(drawings: Path, disk: Path) -> None:
     runs = planned(drawings, disk / "runs", seeds=1)
-    with LocalProcesses(open_dataset(drawings), MACHINE, Watching(), "test", jobs=1) as executor:
-        with pytest.raises(OutputError, match="no space left: free some, then give the same command again"):
-            finish(executor, runs)
-        resize(disk, 1 << 28)
-        assert {outcome.status for outcome in finish(executor, runs)} == {"finished"}
+    with (
+        LocalProcesses(open_dataset(drawings), MACHINE, Watching(), "test", jobs=1) as executor,
+        pytest.raises(OutputError, match="no space left: free some, then give the same command again"),
+    ):
+        finish(executor, runs)
+    assert not list(disk.rglob("failure.json"))
+    resize(disk, 1 << 28)
+    here = InProcess(open_dataset(drawings), MACHINE, Watching(), "test")
+    assert {outcome.status for outcome in finish(here, runs)} == {"finished"}
     assert_trained_once(runs)

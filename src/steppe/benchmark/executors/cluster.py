@@ -314,19 +314,23 @@ class RemoteWorker:
 def connect(address: str | None) -> tuple[Any, bool]:
     """Connect this process to a cluster, or start a Ray of its own; the module ``ray``, and whether it was started.
 
-    Ray reports to nobody. One that is started here listens on this machine only.
+    Ray reports to nobody. One that is started here listens on this machine only, as whoever reaches Ray's ports can run
+    programs (unless this process had imported ray before: then it is too late to tell it).
 
     Raises:
         SteppeError: Ray is not installed, the address is none, or nothing answers there.
     """
     if importlib.util.find_spec("ray") is None:
         raise SteppeError("--executor ray needs Ray, which is not installed: pip install 'steppe[ray]'")
+    address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        # Ray replaces a loopback address by the machine's own, save where it thinks that there can be no cluster.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
         return ray, False
-    address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -335,7 +339,6 @@ def connect(address: str | None) -> tuple[Any, bool]:
                 num_cpus=cores(),
                 object_store_memory=OBJECT_STORE,
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",
                 **quiet,
             )
         else:
@@ -372,7 +375,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _summary(message: str) -> str:
-    """The line of one of Ray's messages that says most."""
+    """The sentence of one of Ray's messages that says most."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if "because" in line or "Error" in line]
-    return (telling or lines or ["no reason given"])[-1][:300]
+    return (telling or lines or ["no reason given"])[-1].partition(". ")[0][:200].rstrip(".")

@@ -24,6 +24,10 @@ from steppe.training.machine import Machine
 from steppe.training.progress import Report
 
 SAMPLE_SECONDS = 1.0
+"""How often it is looked how much memory the workers hold."""
+
+IDLE_BYTES = 10**9
+"""What a worker takes that does nothing yet, with room to spare: its imports and a small data set."""
 
 
 class LocalProcesses(Crew[WorkerProcess]):
@@ -88,7 +92,13 @@ class LocalProcesses(Crew[WorkerProcess]):
         return replace(super()._setup(), machine=machine, cores=self.cores_per_run)
 
     def _hire(self, place: int, setup: Setup) -> WorkerProcess | None:
-        if len(self._workers()) >= self.jobs or not self._room(None):
+        if len(self._workers()) >= self.jobs:
+            return None
+        if self._memory.need is None:
+            # What a run needs is not known yet: the worker may come up meanwhile, and its run waits.
+            if available_memory() < IDLE_BYTES * (len(self._starting) + 1):
+                return None
+        elif not self._room(None):
             return None
         gpu = self._gpus[place] if self._gpus else None
         try:

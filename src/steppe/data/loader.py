@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from steppe.data.augmentation import TrainTransform
+from steppe.data.decoded import DecodedPictures
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
 from steppe.data.tensors import TensorDomains
@@ -99,11 +101,7 @@ def balanced_loader(
         SteppeError: no domain, an unknown one or one without pictures, numbers that make no sense, no transform for
             pictures, or (while iterating) a picture that cannot be read any more.
     """
-    if not 0 <= start <= stop:
-        raise SteppeError(f"steps go from a start that is not negative to a stop not before it; got {start} to {stop}")
-    for domain in train:
-        dataset.check_domain(domain)
-    order = BalancedOrder(train, batch_per_domain, seed)
+    order = balanced_order(dataset, train, batch_per_domain=batch_per_domain, start=start, stop=stop, seed=seed)
     make: Callable[[int], Batch]
     if isinstance(dataset, TensorDomains):
         make = _TrainingTensors(dataset, order, tuple(train), _of_tensors(transform))
@@ -111,6 +109,21 @@ def balanced_loader(
     else:
         make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform))
     return Batches(make, range(start, stop), workers)
+
+
+def balanced_order(
+    dataset: DomainDataset, train: Mapping[str, Indices], *, batch_per_domain: int, start: int, stop: int, seed: int
+) -> BalancedOrder:
+    """Which pictures make the batches of :func:`balanced_loader`.
+
+    Raises:
+        SteppeError: no domain, an unknown one or one without pictures, or numbers that make no sense.
+    """
+    if not 0 <= start <= stop:
+        raise SteppeError(f"steps go from a start that is not negative to a stop not before it; got {start} to {stop}")
+    for domain in train:
+        dataset.check_domain(domain)
+    return BalancedOrder(train, batch_per_domain, seed)
 
 
 def evaluation_loader(
@@ -162,10 +175,15 @@ class _TrainingBatch:
         with one_thread(), undisturbed_randomness():
             for slot, (domain, index) in enumerate(pictures):
                 self._randomness.begin(step, slot)
-                inputs.append(self._transform(self._dataset.image(domain, index)))
+                inputs.append(self._input(domain, index))
             x = default_collate(inputs)  # as torch.stack, but in a worker straight into shared memory
         labels = [self._labels[domain][index] for domain, index in pictures]
         return Batch(x, torch.tensor(labels), self._numbers.clone())
+
+    def _input(self, domain: str, index: int) -> Tensor:
+        if isinstance(self._dataset, DecodedPictures) and isinstance(self._transform, TrainTransform):
+            return self._transform(self._dataset.pixels(domain, index))  # only what is cut out is copied
+        return self._transform(self._dataset.image(domain, index))
 
 
 class _EvaluationBatch:

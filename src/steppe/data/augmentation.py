@@ -1,0 +1,150 @@
+"""DomainBed's training augmentation: what is drawn for a picture, and how Pillow does it in 8 bits.
+
+Both halves are torchvision's to the bit: the random numbers are drawn from torch's global generator in the order in
+which ``torchvision.transforms.v2`` draws them, and the pixels are those of its transforms on Pillow's pictures
+(tests/data/test_augmentation.py holds one against the other). Apart from each other they can be done in two places: a
+worker draws and cuts, an accelerator does the rest (:mod:`steppe.data.device_augmentation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from steppe.data.decoded_files import Pixels
+
+AREA = (0.7, 1.0)
+JITTER = 0.3
+MIRRORED, GREY = 0.5, 0.1
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+class Drawn(NamedTuple):
+    """What is done to one picture.
+
+    Attributes:
+        top, left, height, width: of what is cut out, in pixels.
+        mirrored: left and right are exchanged.
+        order: in which brightness (0), contrast (1), saturation (2) and hue (3) are changed.
+        factors: by how much, in that numbering; the hue is a shift in turns of the colour circle.
+        grey: the colours are taken away at the end.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+    order: tuple[int, int, int, int]
+    factors: tuple[float, float, float, float]
+    grey: bool
+
+
+class TrainTransform:
+    """DomainBed's training augmentation (Gulrajani & Lopez-Paz, 2021) of one picture, to float32 [3, size, size].
+
+    A crop of 70 to 100 % of the area with a side ratio of 3:4 to 4:3, resized (bilinear, antialiased); a mirror image
+    half of the time; brightness, contrast, saturation and hue jittered by up to 0.3, in random order; grey in one of
+    ten; scaled to [0, 1]; then (x − mean) / std by channel.
+
+    Args:
+        size: side of the result, in pixels.
+        mean, std: of each channel.
+    """
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        # torchvision is imported where it is used: it takes seconds, and looking at data sets does not need it.
+        from torchvision.transforms import v2  # type: ignore[import-untyped]
+
+        self.size, self.mean, self.std = size, tuple(mean), tuple(std)
+        self._crop = v2.RandomResizedCrop(size, scale=AREA)
+        self._jitter = v2.ColorJitter(JITTER, JITTER, JITTER, JITTER)
+        self._shift, self._scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+
+    def __call__(self, picture: Image.Image | Pixels) -> Tensor:
+        height, width = _size(picture)
+        drawn = self.draw(height, width)
+        return self.normalized(augmented(cut(picture, drawn), drawn, self.size))
+
+    def draw(self, height: int, width: int) -> Drawn:
+        """Draws for a picture of this size, from torch's global generator."""
+        box: dict[str, int] = self._crop.make_params([torch.empty((3, height, width), device="meta")])
+        mirrored = bool(torch.rand(1) < MIRRORED)
+        jitter: dict[str, Any] = self._jitter.make_params([])
+        names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
+        grey = bool(torch.rand(1) < GREY)
+        return Drawn(
+            **{name: int(value) for name, value in box.items()},
+            mirrored=mirrored,
+            order=tuple(jitter["fn_idx"].tolist()),
+            factors=tuple(jitter[name] for name in names),  # type: ignore[arg-type]
+            grey=grey,
+        )
+
+    def normalized(self, picture: Image.Image) -> Tensor:
+        """The picture's levels over 255, less the mean, over the standard deviation: float32 [3, H, W]."""
+        planes = np.stack([np.asarray(band) for band in picture.split()])
+        return torch.from_numpy(planes).to(torch.float32).mul_(1 / 255).sub_(self._shift).div_(self._scale)
+
+
+def cut(picture: Image.Image | Pixels, drawn: Drawn) -> Image.Image:
+    """The part that was drawn; of an array nothing else is read."""
+    bottom, right = drawn.top + drawn.height, drawn.left + drawn.width
+    if isinstance(picture, Image.Image):
+        return picture.crop((drawn.left, drawn.top, right, bottom))
+    return Image.fromarray(picture[drawn.top : bottom, drawn.left : right])
+
+
+def augmented(picture: Image.Image, drawn: Drawn, size: int) -> Image.Image:
+    """What was drawn, done to the part that was cut out; 8 bits a channel after every operation, as Pillow works."""
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    if drawn.mirrored:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for number in drawn.order:
+        picture = _ADJUST[number](picture, drawn.factors[number])
+    return picture.convert("L").convert("RGB") if drawn.grey else picture
+
+
+def _size(picture: Image.Image | Pixels) -> tuple[int, int]:
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    return picture.shape[0], picture.shape[1]
+
+
+def _brightness(picture: Image.Image, factor: float) -> Image.Image:
+    return Image.blend(_plain(picture.size, 0), picture, factor)
+
+
+def _contrast(picture: Image.Image, factor: float) -> Image.Image:
+    levels = np.asarray(picture.convert("L"))
+    return Image.blend(_plain(picture.size, int(float(levels.sum()) / levels.size + 0.5)), picture, factor)
+
+
+def _saturation(picture: Image.Image, factor: float) -> Image.Image:
+    return Image.blend(picture.convert("L").convert("RGB"), picture, factor)
+
+
+def _hue(picture: Image.Image, factor: float) -> Image.Image:
+    shift = int(factor * 255)
+    return picture.convert("HSV").point(_hue_table(shift % 256)).convert("RGB")
+
+
+_ADJUST = (_brightness, _contrast, _saturation, _hue)
+
+
+@cache
+def _plain(size: tuple[int, int], level: int) -> Image.Image:
+    return Image.new("RGB", size, (level, level, level))
+
+
+@cache
+def _hue_table(shift: int) -> list[int]:
+    levels = list(range(256))
+    return levels[shift:] + levels[:shift] + levels + levels

@@ -9,7 +9,7 @@ worker draws and cuts, an accelerator does the rest (:mod:`steppe.data.device_au
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,12 +119,13 @@ def _size(picture: Image.Image | Pixels) -> tuple[int, int]:
 
 
 def _brightness(picture: Image.Image, factor: float) -> Image.Image:
-    return Image.blend(_plain(picture.size, 0), picture, factor)
+    return Image.blend(_black(picture.size), picture, factor)
 
 
 def _contrast(picture: Image.Image, factor: float) -> Image.Image:
     levels = np.asarray(picture.convert("L"))
-    return Image.blend(_plain(picture.size, int(float(levels.sum()) / levels.size + 0.5)), picture, factor)
+    mean = int(float(levels.sum()) / levels.size + 0.5)
+    return Image.blend(Image.new("RGB", picture.size, (mean, mean, mean)), picture, factor)
 
 
 def _saturation(picture: Image.Image, factor: float) -> Image.Image:
@@ -139,9 +140,9 @@ def _hue(picture: Image.Image, factor: float) -> Image.Image:
 _ADJUST = (_brightness, _contrast, _saturation, _hue)
 
 
-@cache
-def _plain(size: tuple[int, int], level: int) -> Image.Image:
-    return Image.new("RGB", size, (level, level, level))
+@lru_cache(8)
+def _black(size: tuple[int, int]) -> Image.Image:
+    return Image.new("RGB", size)
 
 
 @cache

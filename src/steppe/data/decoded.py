@@ -200,7 +200,7 @@ def decoded_pictures(
                 say(f"decoded pictures are not kept: {reason}")
             return dataset
         if not reason:
-            held = _built(directory, root, keys, budget, say, progress) or held
+            directory, held = _built(directory, root, keys, budget, say, progress) or (directory, held)
     return DecodedPictures(dataset, held, directory, _memory(options)) if held.found else dataset
 
 
@@ -307,8 +307,8 @@ def _not_worth_it(
 
 def _built(
     directory: Path, root: Path, keys: list[str], budget: Budget, say: Say, progress: Progress | None
-) -> Contents | None:
-    """What the cache holds after a build; None where none can be made."""
+) -> tuple[Path, Contents] | None:
+    """Where the cache is and what it holds after a build; None where none can be made."""
     say(f"decoding pictures once, into {directory} (--cache off: at every use)")
     waiting = "waiting for another process that is decoding them"
     try:
@@ -321,7 +321,7 @@ def _built(
     if reason:
         there = len(keys) - len(missing(root, keys, held))
         say(f"{there} of {len(keys)} decoded pictures are kept, for {reason}; the others are decoded at every use")
-    return held
+    return directory, held
 
 
 def _memory(options: CacheOptions) -> int:

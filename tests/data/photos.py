@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from steppe.data import DomainDataset, ImageFolders
+from steppe.data.pictures import read_picture
 
 
 def make_photos(root: Path, *, each: int = 4, size: tuple[int, int] = (40, 30), seed: int = 0) -> ImageFolders:
@@ -32,6 +33,11 @@ def save_noise(path: Path, size: tuple[int, int], draw: np.random.Generator) -> 
     """A picture of smooth noise."""
     small = draw.integers(0, 256, (size[1] // 8 + 2, size[0] // 8 + 2, 3), dtype=np.uint8)
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def reader(photos: ImageFolders) -> Callable[[str], Image.Image]:
+    """key → picture, from the file."""
+    return lambda key: read_picture(photos.root / key)
 
 
 def everything(dataset: DomainDataset) -> dict[tuple[str, int], bytes]:

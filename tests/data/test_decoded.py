@@ -6,13 +6,14 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from photos import everything, make_photos, save_noise
+from photos import everything, make_photos, reader, save_noise
 from PIL import Image
 
 from steppe.data import (
@@ -31,7 +32,7 @@ from steppe.data import (
 )
 from steppe.data.decoded import LARGE_BYTES, DecodedPictures, cache_places
 from steppe.data.decoded_build import GB, Budget, average_bytes, build, contents
-from steppe.data.pictures import decode, read_picture
+from steppe.data.pictures import read_picture
 
 ON = CacheOptions("on")
 HALF = (0.5, 0.5, 0.5)
@@ -57,11 +58,12 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one whenever the cache decodes a picture."""
     calls: list[int] = []
 
-    def counted(content: bytes) -> Image.Image:
-        calls.append(len(content))
-        return decode(content)
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return decode(*arguments)
 
-    monkeypatch.setattr(decoded_build, "decode", counted)
+    decode = decoded_build._decode
+    monkeypatch.setattr(decoded_build, "_decode", counted)
     return calls
 
 
@@ -220,7 +222,7 @@ def test_shards_and_cache_stay_within_their_bytes(
     photos = ImageFolders(root) if root.exists() else make_photos(root)
     directory = tmp_path_factory.mktemp("cache") / "pixels"
     sizes = {file: np.asarray(read_picture(root / file)).nbytes for file in photos.files()}
-    reason = build(directory, root, photos.files(), Budget(disk, spare=0, shard=shard))
+    reason = build(directory, root, photos.files(), reader(photos), Budget(disk, spare=0, shard=shard))
     found = contents(directory)
     assert sum(sizes[key] for key in found.found) <= disk
     assert bool(reason) == (len(found.found) < len(sizes))

@@ -69,9 +69,8 @@ class DecodedPictures(DomainDataset):
     """
 
     def __init__(self, dataset: DomainDataset, held: Contents, directory: Path, memory: int) -> None:
-        self.name, self.spec = dataset.name, dataset.spec
-        self.classes, self.domains = dataset.classes, dataset.domains
-        self.licence = dataset.licence  # type: ignore[misc]
+        for name in ("name", "spec", "licence", "classes", "domains"):
+            vars(self)[name] = getattr(dataset, name)
         self.dataset = dataset
         self.directory = directory
         self._memory = memory
@@ -189,18 +188,22 @@ def decoded_pictures(
     root = source_root(dataset)
     if options.use == "off" or root is None:
         return dataset
-    keys = _keys(dataset)
+    places = _pictures(dataset)
+    keys = list(places)
     directory, held = _best_place(root, keys)
     wanted = missing(root, keys, held)
     if wanted:
-        budget = _budget(directory, options)
-        reason = _not_worth_it(root, keys, wanted, held, budget, directory) if options.use == "auto" else ""
-        if reason is None or (reason and not held.found):
-            if reason:
-                say(f"decoded pictures are not kept: {reason}")
-            return dataset
-        if not reason:
-            directory, held = _built(directory, root, keys, budget, say, progress) or (directory, held)
+        budget, average = _budget(directory, options), average_bytes([root / key for key in keys])
+        obstacle = ""
+        if options.use == "auto":
+            if average < LARGE_BYTES:
+                return dataset
+            obstacle = _obstacle(directory, budget, total=average * len(keys), more=average * len(wanted))
+        if obstacle:
+            say(f"decoded pictures are not kept: {obstacle}")
+        else:
+            filled = _built(directory, root, places, dataset, budget, say, progress)
+            directory, held = filled or (directory, held)
     return DecodedPictures(dataset, held, directory, _memory(options)) if held.found else dataset
 
 
@@ -249,11 +252,11 @@ def _is_right(shard: Shard, offset: int, height: int, width: int, checksum: int)
         return False
 
 
-def _keys(dataset: DomainDataset) -> list[str]:
-    """All pictures, one domain's after the other's in turn: where not all fit, every domain gets its part."""
-    by_domain = [[dataset.key(domain, i) for i in range(dataset.size(domain))] for domain in dataset.domains]
+def _pictures(dataset: DomainDataset) -> dict[str, tuple[str, int]]:
+    """key → (domain, index), the domains in turn: where not all pictures fit, every domain gets its part."""
+    by_domain = [[(domain, i) for i in range(dataset.size(domain))] for domain in dataset.domains]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*by_domain))
-    return [key for key in turns if key is not None]
+    return {dataset.key(*place): place for place in turns if place is not None}
 
 
 def _best_place(root: Path, keys: list[str]) -> tuple[Path, Contents]:
@@ -290,14 +293,8 @@ def _room(budget: Budget, directory: Path) -> int:
         return 0
 
 
-def _not_worth_it(
-    root: Path, keys: list[str], wanted: list[str], held: Contents, budget: Budget, directory: Path
-) -> str | None:
-    """Why ``auto`` builds no cache; None where there is nothing to say about it, empty where it builds one."""
-    average = average_bytes([root / key for key in keys])
-    if average < LARGE_BYTES:
-        return None
-    total, more = average * len(keys), average * len(wanted)
+def _obstacle(directory: Path, budget: Budget, *, total: float, more: float) -> str:
+    """Why not all pictures fit, ``total`` bytes, of which ``more`` are still to be written; empty where they do."""
     if total > budget.disk:
         return f"they would take {total / GB:.3g} GB, more than the {budget.disk / GB:.3g} GB of --cache-gb"
     if more > _room(budget, directory):
@@ -306,17 +303,31 @@ def _not_worth_it(
 
 
 def _built(
-    directory: Path, root: Path, keys: list[str], budget: Budget, say: Say, progress: Progress | None
+    directory: Path,
+    root: Path,
+    places: dict[str, tuple[str, int]],
+    dataset: DomainDataset,
+    budget: Budget,
+    say: Say,
+    progress: Progress | None,
 ) -> tuple[Path, Contents] | None:
     """Where the cache is and what it holds after a build; None where none can be made."""
     say(f"decoding pictures once, into {directory} (--cache off: at every use)")
-    waiting = "waiting for another process that is decoding them"
+    keys = list(places)
     try:
-        reason = build(directory, root, keys, budget, progress=progress, waiting=lambda: say(waiting))
+        reason = build(
+            directory,
+            root,
+            keys,
+            lambda key: dataset.image(*places[key]),
+            budget,
+            progress=progress,
+            waiting=lambda: say("waiting for another process that is decoding them"),
+        )
     except OSError as error:
         say(f"{directory} cannot be written ({error.strerror or error})")
         last = cache_places(root)[-1]
-        return None if directory == last else _built(last, root, keys, budget, say, progress)
+        return None if directory == last else _built(last, root, places, dataset, budget, say, progress)
     held = contents(directory)
     if reason:
         there = len(keys) - len(missing(root, keys, held))

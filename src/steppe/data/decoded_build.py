@@ -35,7 +35,8 @@ from steppe.data.decoded_files import (
     remove_parts,
     shards,
 )
-from steppe.data.pictures import UNDECODABLE, decode
+from steppe.data.pictures import UNDECODABLE
+from steppe.errors import SteppeError
 
 GB = 10**9
 SHARD_BYTES = 512 * 2**20
@@ -122,6 +123,7 @@ def build(
     directory: Path,
     root: Path,
     keys: Sequence[str],
+    read: Callable[[str], Image.Image],
     budget: Budget,
     *,
     progress: Progress | None = None,
@@ -131,6 +133,7 @@ def build(
 
     Args:
         directory: of the cache; made where it is not there.
+        read: key → the picture, in mode RGB, or a SteppeError; called in several threads.
         progress: told after every picture.
         waiting: called once when another process is building.
 
@@ -157,7 +160,7 @@ def build(
         total, present = len(keys), len(keys) - len(wanted)
         told = progress or (lambda done, total: None)
         told(present, total)
-        pictures = _decoded(root, wanted)
+        pictures = _decoded(root, wanted, read)
         return _write(directory, pictures, budget, used, first, lambda done: told(present + done, total))
 
 
@@ -219,26 +222,26 @@ class _Decoded(NamedTuple):
     checksum: int
 
 
-def _decode(root: Path, key: str) -> _Decoded | None:
+def _decode(root: Path, key: str, read: Callable[[str], Image.Image]) -> _Decoded | None:
     """The picture in the file, with what the file was before it was read; None where it cannot be read."""
     before = identity(root / key)
     if before is None:
         return None
     try:
-        pixels = np.asarray(decode((root / key).read_bytes()))
-    except UNDECODABLE:
+        pixels = np.asarray(read(key))
+    except SteppeError:
         return None
     return _Decoded(key, before, pixels, zlib.crc32(pixels))
 
 
-def _decoded(root: Path, wanted: Sequence[str]) -> Generator[_Decoded | None]:
+def _decoded(root: Path, wanted: Sequence[str], read: Callable[[str], Image.Image]) -> Generator[_Decoded | None]:
     """The pictures in order, decoded in threads; no more of them are in memory than two a thread."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     queue: deque[Future[_Decoded | None]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for key in wanted:
-                queue.append(pool.submit(_decode, root, key))
+                queue.append(pool.submit(_decode, root, key, read))
                 if len(queue) >= 2 * threads:
                     yield queue.popleft().result()
             while queue:
@@ -265,7 +268,7 @@ def _write(
                 continue
             size = picture.pixels.nbytes
             if used + size > budget.disk:
-                return f"its {budget.disk / GB:.3g} GB are used up"
+                return f"its budget of {budget.disk / GB:.3g} GB is used up"
             if budget.room(directory) < size:
                 return "the disk is nearly full"
             if writer is not None and writer.size + size > budget.shard:

@@ -39,7 +39,8 @@ if kind == "rename":
     Path.replace = dying(Path.replace, count)
 if kind == "write":
     ShardWriter._write = half_written(ShardWriter._write, count)
-print(build(directory, root, ImageFolders(root).files(), reader(ImageFolders(root)), Budget(10**9, spare=0, shard=16_000)))
+photos = ImageFolders(root)
+print(build(directory, root, photos.files(), reader(photos), Budget(10**9, spare=0, shard=16_000)))
 """
 
 
@@ -302,7 +303,8 @@ from steppe.data.decoded_build import Budget, build
 from steppe.data.folders import ImageFolders
 directory, root = Path(sys.argv[1]), Path(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-print(build(directory, root, ImageFolders(root).files(), reader(ImageFolders(root)), Budget(10**9, spare=0)))
+photos = ImageFolders(root)
+print(build(directory, root, photos.files(), reader(photos), Budget(10**9, spare=0)))
 """
 
 

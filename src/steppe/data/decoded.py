@@ -44,13 +44,14 @@ class CacheOptions:
             fit; ``"off"``.
         disk_gb: gigabytes (10⁹ bytes) of disk for one data set; by default half of what is free, at most 64. A
             twentieth of the disk, at most 10 GB, stays free in any case.
-        memory_gb: gigabytes of decoded pictures that one process keeps mapped; by default a quarter of the memory. The
-            operating system shares these pages among processes and takes them back when it needs them.
+        memory_gb: gigabytes of decoded pictures that one process keeps mapped. The operating system shares these pages
+            among processes, keeps them when a process lets them go, and takes them back when it needs them; so this
+            bounds what a process seems to hold, and costs next to nothing.
     """
 
     use: Literal["auto", "on", "off"] = "auto"
     disk_gb: float | None = None
-    memory_gb: float | None = None
+    memory_gb: float = 1.0
 
 
 class DecodedPictures(DomainDataset):
@@ -204,7 +205,7 @@ def decoded_pictures(
         else:
             filled = _built(directory, root, places, dataset, budget, say, progress)
             directory, held = filled or (directory, held)
-    return DecodedPictures(dataset, held, directory, _memory(options)) if held.found else dataset
+    return DecodedPictures(dataset, held, directory, int(options.memory_gb * GB)) if held.found else dataset
 
 
 def source_root(dataset: DomainDataset) -> Path | None:
@@ -333,15 +334,6 @@ def _built(
         there = len(keys) - len(missing(root, keys, held))
         say(f"{there} of {len(keys)} decoded pictures are kept, for {reason}; the others are decoded at every use")
     return directory, held
-
-
-def _memory(options: CacheOptions) -> int:
-    if options.memory_gb is not None:
-        return int(options.memory_gb * GB)
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError):
-        return 4 * GB
 
 
 def _places(dataset: DomainDataset, domain: str, held: Contents) -> np.ndarray[Any, np.dtype[np.int64]]:

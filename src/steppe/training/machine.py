@@ -43,8 +43,8 @@ class Machine:
     """Keep decoded pictures on disk: auto, where they are large and all fit; on, as many as fit; off."""
     cache_gb: Annotated[float | None, unset("half of the free disk, at most 64")] = None
     """Gigabytes of disk for the decoded pictures of a data set."""
-    cache_memory_gb: Annotated[float | None, unset("a quarter of the memory")] = None
-    """Gigabytes of decoded pictures that a process keeps mapped."""
+    cache_memory_gb: float = 1.0
+    """Gigabytes of decoded pictures that a process keeps mapped; others of its machine share them."""
     augment: Literal["auto", "host", "device"] = "auto"
     """Where training pictures are augmented: host, 8 bits, as DomainBed does; device, float32; auto, on a GPU if there
     is one."""

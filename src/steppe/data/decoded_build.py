@@ -201,9 +201,9 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _stale(root: Path, held: Contents) -> list[Shard]:
+def _stale(root: Path, held: Contents) -> set[Shard]:
     """The shards of which less than half is still true: what is true of them is decoded again, the rest given up."""
-    stale = []
+    stale = set()
     for shard in held.shards:
         alive = 0
         for entry in shard.entries:
@@ -211,7 +211,7 @@ def _stale(root: Path, held: Contents) -> list[Shard]:
             if newest is not None and newest[0] is shard and identity(root / entry.key) == entry.source:
                 alive += entry.nbytes
         if 2 * alive < shard.size:
-            stale.append(shard)
+            stale.add(shard)
     return stale
 
 

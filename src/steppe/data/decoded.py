@@ -111,6 +111,9 @@ class DecodedPictures(DomainDataset):
     def problems(self, *, progress: bool = False) -> tuple[str, ...]:
         return self.dataset.problems(progress=progress)
 
+    def check_domain(self, domain: str) -> None:
+        self.dataset.check_domain(domain)
+
     def _cached(self, domain: str, index: int) -> Pixels | None:
         self.check_domain(domain)
         shard, offset, height, width, checksum = self._places[domain][index].tolist()

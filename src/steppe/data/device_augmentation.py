@@ -27,6 +27,7 @@ from torch import Tensor
 
 from steppe.data.augmentation import BRIGHTNESS, CONTRAST, HUE, Drawn, TrainTransform, cut
 from steppe.data.decoded import DecodedPictures
+from steppe.data.decoded_files import Pixels
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.loader import Batch, Batches, balanced_order
 from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
@@ -226,14 +227,14 @@ class _Raw:
             domain=self._numbers.clone(),
         )
 
-    def _part(self, pixels: np.ndarray, drawn: Drawn) -> np.ndarray:
+    def _part(self, pixels: Pixels, drawn: Drawn) -> Pixels:
         if drawn.height * drawn.width > LARGEST:
             side = self._transform.size
             return np.asarray(cut(pixels, drawn).resize((side, side), Image.Resampling.BILINEAR))
         return pixels[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
 
 
-def _pixels(dataset: DomainDataset, domain: str, index: int) -> np.ndarray:
+def _pixels(dataset: DomainDataset, domain: str, index: int) -> Pixels:
     if isinstance(dataset, DecodedPictures):
         return dataset.pixels(domain, index)
     return np.asarray(dataset.image(domain, index))

@@ -21,6 +21,7 @@ from steppe.data import (
     DomainDataset,
     ImageFolders,
     balanced_loader,
+    decoded,
     decoded_build,
     decoded_files,
     decoded_pictures,
@@ -272,6 +273,24 @@ def test_auto_keeps_large_pictures_where_they_fit(tmp_path: Path) -> None:
     assert held(cached(large, few)) == 8
 
 
+def test_auto_keeps_no_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = make_photos(tmp_path / "large", each=2, size=(150, 140))
+    total = 8 * average_bytes([large.root / file for file in large.files()])
+    says: list[str] = []
+    monkeypatch.setattr(decoded, "total_memory", lambda: int(1.9 * total))
+    assert decoded_pictures(large, say=says.append) is large
+    assert "more than half of the memory" in says[0]
+    few = CacheOptions("auto", memory_gb=0.9 * total / GB)
+    assert decoded_pictures(large, few, say=says.append) is large
+    assert "--cache-memory-gb" in says[1]
+    assert held(cached(large, CacheOptions("on", memory_gb=0.9 * total / GB))) == 7
+    assert held(cached(large, CacheOptions("auto", memory_gb=1.1 * total / GB))) == 8
+
+
+def test_the_memory_is_the_machines_or_less() -> None:
+    assert 10**8 < decoded.total_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_off_is_off(photos: ImageFolders) -> None:
     cached(photos)
     assert decoded_pictures(photos, CacheOptions("off")) is photos
@@ -304,12 +323,12 @@ def mapped_kilobytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc/self/smaps")
-def test_a_process_keeps_no_more_in_memory_than_it_may(tmp_path: Path) -> None:
+def test_a_process_keeps_no_more_mapped_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = make_photos(tmp_path / "large", each=6, size=(300, 300))
     picture = 300 * 300 * 3 / 1000
 
-    def most(memory_gb: float) -> int:
-        kept = cached(large, CacheOptions("on", memory_gb=memory_gb))
+    def most() -> int:
+        kept = cached(large)
         seen = []
         for domain in kept.domains:
             for index in range(kept.size(domain)):
@@ -319,8 +338,9 @@ def test_a_process_keeps_no_more_in_memory_than_it_may(tmp_path: Path) -> None:
         return max(seen)
 
     budget = 4 * picture
-    assert most(1.0) > 20 * picture * 0.9
-    assert most(budget * 1000 / GB) < budget + 2 * picture + 300  # the kernel maps up to 64 kB around what is read
+    assert most() > 20 * picture * 0.9
+    monkeypatch.setattr(decoded, "MAPPED_BYTES", int(budget * 1000))
+    assert most() < budget + 2 * picture + 300  # the kernel maps up to 64 kB around what is read
 
 
 def test_it_travels_to_spawned_workers(photos: ImageFolders) -> None:

@@ -31,6 +31,9 @@ LARGE_BYTES = 128 * 128 * 3
 """From this mean size, decoded, pictures are worth a cache: smaller ones are decoded as quickly as they are read."""
 MOST_GB = 64
 """Of disk, unless told otherwise."""
+MAPPED_BYTES = 2**30
+"""Of decoded pictures that count as a process's own memory. Letting them go costs next to nothing: the system keeps
+them, and maps them again."""
 
 Say = Callable[[str], None]
 
@@ -44,14 +47,14 @@ class CacheOptions:
             fit; ``"off"``.
         disk_gb: gigabytes (10⁹ bytes) of disk for one data set; by default half of what is free, at most 64. A
             twentieth of the disk, at most 10 GB, stays free in any case.
-        memory_gb: gigabytes of decoded pictures that one process keeps mapped. The operating system shares these pages
-            among processes, keeps them when a process lets them go, and takes them back when it needs them; so this
-            bounds what a process seems to hold, and costs next to nothing.
+        memory_gb: gigabytes of memory that they may fill, where the operating system keeps what has been read. By
+            default half of the memory for ``"auto"``, because a larger cache is read from the disk again and again,
+            which on a slow one takes longer than decoding; with ``"on"`` as much as there is.
     """
 
     use: Literal["auto", "on", "off"] = "auto"
     disk_gb: float | None = None
-    memory_gb: float = 1.0
+    memory_gb: float | None = None
 
 
 class DecodedPictures(DomainDataset):
@@ -66,15 +69,13 @@ class DecodedPictures(DomainDataset):
         dataset: the pictures' files.
         held: what is in the cache.
         directory: of the cache.
-        memory: bytes that may stay mapped in this process.
     """
 
-    def __init__(self, dataset: DomainDataset, held: Contents, directory: Path, memory: int) -> None:
+    def __init__(self, dataset: DomainDataset, held: Contents, directory: Path) -> None:
         for name in ("name", "spec", "licence", "classes", "domains"):
             vars(self)[name] = getattr(dataset, name)
         self.dataset = dataset
         self.directory = directory
-        self._memory = memory
         self._touched = 0
         self._shards = [shard.file for shard in held.shards]
         self._places = {domain: _places(dataset, domain, held) for domain in self.domains}
@@ -131,7 +132,7 @@ class DecodedPictures(DomainDataset):
                 return None
             self._checked[number] = 1
         self._touched += pixels.nbytes
-        if self._touched > self._memory:
+        if self._touched > MAPPED_BYTES:
             self._touched = pixels.nbytes
             for mapped in self._shards:
                 mapped.release()
@@ -202,13 +203,13 @@ def decoded_pictures(
         if options.use == "auto":
             if average < LARGE_BYTES:
                 return dataset
-            obstacle = _obstacle(directory, budget, total=average * len(keys), more=average * len(wanted))
+            obstacle = _obstacle(directory, budget, options, average * len(keys), average * len(wanted))
         if obstacle:
             say(f"decoded pictures are not kept: {obstacle}")
         else:
             filled = _built(directory, root, places, dataset, budget, say, progress)
             directory, held = filled or (directory, held)
-    return DecodedPictures(dataset, held, directory, int(options.memory_gb * GB)) if held.found else dataset
+    return DecodedPictures(dataset, held, directory) if held.found else dataset
 
 
 def source_root(dataset: DomainDataset) -> Path | None:
@@ -282,10 +283,10 @@ def _writable(directory: Path) -> bool:
 
 
 def _budget(directory: Path, options: CacheOptions) -> Budget:
-    if options.disk_gb is not None:
-        return Budget(int(options.disk_gb * GB))
     own = sum(path.stat().st_size for path in directory.glob("*.pixels")) if directory.is_dir() else 0
-    return Budget(min(MOST_GB * GB, (own + _room(Budget(0, spare=0), directory)) // 2))
+    half = (own + _room(Budget(0, spare=0), directory)) // 2
+    disk = min(MOST_GB * GB, half) if options.disk_gb is None else int(options.disk_gb * GB)
+    return Budget(disk if options.memory_gb is None else min(disk, int(options.memory_gb * GB)))
 
 
 def _room(budget: Budget, directory: Path) -> int:
@@ -297,13 +298,25 @@ def _room(budget: Budget, directory: Path) -> int:
         return 0
 
 
-def _obstacle(directory: Path, budget: Budget, *, total: float, more: float) -> str:
+def _obstacle(directory: Path, budget: Budget, options: CacheOptions, total: float, more: float) -> str:
     """Why not all pictures fit, ``total`` bytes, of which ``more`` are still to be written; empty where they do."""
+    size, memory = f"they would take {total / GB:.3g} GB", total_memory() // 2
     if total > budget.disk:
-        return f"they would take {total / GB:.3g} GB, more than the {budget.disk / GB:.3g} GB of --cache-gb"
+        return f"{size}, more than the {budget.disk / GB:.3g} GB they may (--cache-gb, --cache-memory-gb)"
+    if options.memory_gb is None and total > memory:
+        return f"{size}, more than half of the memory (--cache on does it all the same)"
     if more > _room(budget, directory):
-        return f"they would take {more / GB:.3g} GB more, and the disk of {directory.parent} is nearly full"
+        return f"{size}, and the disk of {directory.parent} is nearly full"
     return ""
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process could have: the machine's, or its control group's where that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such group, or no limit ("max")
+        return total
 
 
 def _built(

@@ -42,9 +42,9 @@ class Machine:
     cache: Literal["auto", "on", "off"] = "auto"
     """Keep decoded pictures on disk: auto, where they are large and all fit; on, as many as fit; off."""
     cache_gb: Annotated[float | None, unset("half of the free disk, at most 64")] = None
-    """Gigabytes of disk for the decoded pictures of a data set."""
-    cache_memory_gb: float = 1.0
-    """Gigabytes of decoded pictures that a process keeps mapped; others of its machine share them."""
+    """Gigabytes of disk for a data set's decoded pictures."""
+    cache_memory_gb: Annotated[float | None, unset("auto: half of the memory; on: all")] = None
+    """Gigabytes of memory that they may fill; a larger cache would be read from the disk again and again."""
     augment: Literal["auto", "host", "device"] = "auto"
     """Where training pictures are augmented: host, 8 bits, as DomainBed does; device, float32; auto, on a GPU if there
     is one."""

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, complaint
+from command_line import SMALL
 
 from steppe.cli import run
 
@@ -51,5 +51,13 @@ def test_the_options_may_stand_in_a_file(folder: Path, tmp_path: Path) -> None:
     assert not list((folder.parent / ".drawings.steppe-cache").glob("*.pixels"))  # 10 kB are less than one picture
 
 
-def test_what_cannot_be_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "cache_gb must be at least 0" in complaint(capsys, "train", folder, "--held-out", "line", "--cache-gb", "-1")
+@pytest.mark.parametrize(
+    ("options", "message"), [(("--cache-gb", "-1"), "cache_gb must be at least 0"), (("--cache", "maybe"), "maybe")]
+)
+def test_what_cannot_be_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(["train", str(folder), "--held-out", "line", *options])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

@@ -112,8 +112,8 @@ def test_the_hue_is_turned_as_torchvision_turns_it(shift: float) -> None:
 
 def test_all_that_is_drawn_is_drawn_as_often_as_it_should_be() -> None:
     transform = train_transform(8, MEAN, STD)
-    drawn = [transform.draw(300, 400) for _ in range(2000)]
-    areas = np.array([each.height * each.width / 120_000 for each in drawn])
+    drawn = [transform.draw(400, 400) for _ in range(2000)]
+    areas = np.array([each.height * each.width / 160_000 for each in drawn])
     ratios = np.log([each.width / each.height for each in drawn])
     assert 0.695 < areas.min() < 0.72
     assert 0.98 < areas.max() <= 1
@@ -128,7 +128,7 @@ def test_all_that_is_drawn_is_drawn_as_often_as_it_should_be() -> None:
         assert high - 0.01 < factors.max() <= high
         assert abs(factors.mean() - (low + high) / 2) < 0.02
     for each in drawn:
-        assert 0 <= each.top <= 300 - each.height
+        assert 0 <= each.top <= 400 - each.height
         assert 0 <= each.left <= 400 - each.width
 
 

@@ -173,11 +173,11 @@ def test_workers_and_a_resume_change_no_pixel(start: int) -> None:
 def test_a_very_large_part_is_resized_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [raw.sizes for raw in loaders(24)[0]]
     assert torch.cat(whole).min() > 24
-    monkeypatch.setattr(device_augmentation, "LARGEST", 50 * 50)
+    monkeypatch.setattr(device_augmentation, "LARGEST", 3400)
     sizes = torch.cat([raw.sizes for raw in loaders(24)[0]])
     areas = torch.cat(whole).prod(1)
-    assert torch.equal((sizes == 24).all(1), areas > 2500)
-    assert 0 < (areas > 2500).sum() < len(areas)
+    assert torch.equal((sizes == 24).all(1), areas > 3400)
+    assert 0 < (areas > 3400).sum() < len(areas)
     _, host = loaders(24)
     augment = DeviceAugmentation(24, (0, 0, 0), (1, 1, 1), CPU)
     for raw, theirs in zip(loaders(24)[0], host, strict=True):

@@ -83,7 +83,7 @@ class TrainTransform:
             **{name: int(value) for name, value in box.items()},
             mirrored=mirrored,
             order=tuple(jitter["fn_idx"].tolist()),
-            factors=tuple(jitter[name] for name in names),  # type: ignore[arg-type]
+            factors=tuple(jitter[name] for name in names),
             grey=grey,
         )
 

@@ -127,7 +127,7 @@ class DecodedPictures(DomainDataset):
             return None
         number = self._first[domain] + index % len(self._places[domain])
         if not self._checked[number]:
-            if zlib.crc32(pixels) != checksum:
+            if zlib.crc32(pixels.data) != checksum:
                 self._forget(shard, damaged=True)
                 return None
             self._checked[number] = 1
@@ -252,7 +252,7 @@ def decoded_problems(dataset: DomainDataset) -> tuple[str, ...]:
 
 def _is_right(shard: Shard, offset: int, height: int, width: int, checksum: int) -> bool:
     try:
-        return zlib.crc32(shard.file.pixels(offset, height, width)) == checksum
+        return zlib.crc32(shard.file.pixels(offset, height, width).data) == checksum
     except (OSError, ValueError):
         return False
 

@@ -231,7 +231,7 @@ def _decode(root: Path, key: str, read: Callable[[str], Image.Image]) -> _Decode
         pixels = np.asarray(read(key))
     except SteppeError:
         return None
-    return _Decoded(key, before, pixels, zlib.crc32(pixels))
+    return _Decoded(key, before, pixels, zlib.crc32(pixels.data))
 
 
 def _decoded(root: Path, wanted: Sequence[str], read: Callable[[str], Image.Image]) -> Generator[_Decoded | None]:

@@ -175,8 +175,9 @@ class ShardWriter:
 
     def add(self, key: str, source: Identity, pixels: Pixels, checksum: int) -> None:
         """Append a picture."""
-        self._write(memoryview(np.ascontiguousarray(pixels)).cast("B"))
-        self.entries.append(Entry(key, source, self.size, *pixels.shape[:2], checksum))
+        height, width, _ = pixels.shape
+        self._write(np.ascontiguousarray(pixels).data.cast("B"))
+        self.entries.append(Entry(key, source, self.size, height, width, checksum))
         self.size += pixels.nbytes
 
     def finish(self) -> None:

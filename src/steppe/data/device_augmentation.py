@@ -157,8 +157,8 @@ def jittered(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
 
 def luma(x: Tensor) -> Tensor:
     """How light each pixel is, [B, 1, H, W]: ITU-R 601-2, in torchvision's digits."""
-    red, green, blue = x.split(1, dim=1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+    red, green, blue = x.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
 def hue_shifted(x: Tensor, turns: Tensor) -> Tensor:

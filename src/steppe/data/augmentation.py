@@ -68,9 +68,16 @@ class TrainTransform:
         self._shift, self._scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
 
     def __call__(self, picture: Image.Image | Pixels) -> Tensor:
+        return self.write(picture, torch.empty((3, self.size, self.size)))
+
+    def write(self, picture: Image.Image | Pixels, out: Tensor) -> Tensor:
+        """The same, into ``out``, float32 [3, size, size], which is returned."""
         height, width = _size(picture)
         drawn = self.draw(height, width)
-        return self.normalized(augmented(cut(picture, drawn), drawn, self.size))
+        bands = augmented(cut(picture, drawn), drawn, self.size).split()
+        # As torchvision's ToDtype and Normalize compute it, to the bit.
+        out.copy_(torch.from_numpy(np.stack([np.asarray(band) for band in bands])))
+        return out.mul_(1 / 255).sub_(self._shift).div_(self._scale)
 
     def draw(self, height: int, width: int) -> Drawn:
         """Draws for a picture of this size, from torch's global generator."""
@@ -87,18 +94,17 @@ class TrainTransform:
             grey=grey,
         )
 
-    def normalized(self, picture: Image.Image) -> Tensor:
-        """The picture's levels over 255, less the mean, over the standard deviation: float32 [3, H, W]."""
-        planes = np.stack([np.asarray(band) for band in picture.split()])
-        return torch.from_numpy(planes).to(torch.float32).mul_(1 / 255).sub_(self._shift).div_(self._scale)
-
 
 def cut(picture: Image.Image | Pixels, drawn: Drawn) -> Image.Image:
-    """The part that was drawn; of an array nothing else is read."""
-    bottom, right = drawn.top + drawn.height, drawn.left + drawn.width
+    """The part that was drawn; of an array, which must be contiguous, nothing else is read."""
     if isinstance(picture, Image.Image):
-        return picture.crop((drawn.left, drawn.top, right, bottom))
-    return Image.fromarray(picture[drawn.top : bottom, drawn.left : right])
+        return picture.crop((drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height))
+    row = 3 * picture.shape[1]
+    first = drawn.top * row + 3 * drawn.left
+    last = first + (drawn.height - 1) * row + 3 * drawn.width
+    # Pillow reads the rows where they lie; through fromarray() they would be copied twice.
+    part = picture.reshape(-1)[first:last].data
+    return Image.frombytes("RGB", (drawn.width, drawn.height), part, "raw", "RGB", row, 1)
 
 
 def augmented(picture: Image.Image, drawn: Drawn, size: int) -> Image.Image:

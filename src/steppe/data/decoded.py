@@ -121,7 +121,7 @@ class DecodedPictures(DomainDataset):
         if shard < 0:
             return None
         try:
-            pixels = self._shards[shard].pixels(offset, height, width)
+            pixels: Pixels = self._shards[shard].pixels(offset, height, width)
         except (OSError, ValueError):
             self._forget(shard)  # deleted, or cut short
             return None

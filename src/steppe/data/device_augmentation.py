@@ -26,10 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from steppe.data.augmentation import BRIGHTNESS, CONTRAST, HUE, Drawn, TrainTransform, cut
-from steppe.data.decoded import DecodedPictures
 from steppe.data.decoded_files import Pixels
 from steppe.data.domains import DomainDataset, Indices
-from steppe.data.loader import Batch, Batches, balanced_order
+from steppe.data.loader import Batch, Batches, balanced_order, pixels_of
 from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
 
 LARGEST = 2048 * 2048
@@ -213,7 +212,7 @@ class _Raw:
         with one_thread(), undisturbed_randomness():
             for slot, (domain, index) in enumerate(slots):
                 self._randomness.begin(step, slot)
-                pixels = _pixels(self._dataset, domain, index)
+                pixels = np.asarray(pixels_of(self._dataset, domain, index))
                 drawn.append(self._transform.draw(*pixels.shape[:2]))
                 parts.append(self._part(pixels, drawn[-1]))
         return RawBatch(
@@ -232,9 +231,3 @@ class _Raw:
             side = self._transform.size
             return np.asarray(cut(pixels, drawn).resize((side, side), Image.Resampling.BILINEAR))
         return pixels[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
-
-
-def _pixels(dataset: DomainDataset, domain: str, index: int) -> Pixels:
-    if isinstance(dataset, DecodedPictures):
-        return dataset.pixels(domain, index)
-    return np.asarray(dataset.image(domain, index))

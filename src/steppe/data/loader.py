@@ -254,7 +254,7 @@ def pixels_of(dataset: DomainDataset, domain: str, index: int) -> Image.Image | 
 
 
 def _batch_memory(*shape: int) -> Tensor:
-    """Float32, not filled; in a worker in shared memory, made as torch's default_collate makes it: sent without a copy."""
+    """Float32, not filled; in a worker in shared memory, as torch's default_collate makes it: it is sent uncopied."""
     x = torch.empty(0)
     if get_worker_info() is None:
         return x.resize_(shape)

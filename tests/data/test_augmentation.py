@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from steppe.data import open_dataset, train_transform
+from steppe.data import hue, open_dataset, train_transform
 from steppe.data.augmentation import BRIGHTNESS, CONTRAST, HUE, SATURATION, Drawn, TrainTransform, augmented, cut
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -108,6 +108,42 @@ def test_the_hue_is_turned_as_torchvision_turns_it(shift: float) -> None:
     picture = noise(64, 64)
     drawn = Drawn(0, 0, 64, 64, False, (HUE, 0, 1, 2), (1.0, 1.0, 1.0, shift), False)
     assert np.array_equal(np.asarray(augmented(picture, drawn, 64)), np.asarray(F.adjust_hue(picture, shift)))
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[np.ndarray, np.ndarray]:
+    return hue._made()
+
+
+def test_hues_from_tables_are_pillows(tables: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [noise(64, 64, 5), noise(1, 1), drawing(7), *(drawing(n).resize((224, 224)) for n in (1, 9))]
+    pictures.append(Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)))
+    for shift in range(-76, 77):
+        turns = (shift + 0.5 * np.sign(shift)) / 255
+        for picture in pictures:
+            monkeypatch.setattr(hue, "_tables", tables)
+            found = np.asarray(hue.turned(picture, turns))
+            monkeypatch.setattr(hue, "_tables", None)
+            assert np.array_equal(found, np.asarray(hue.turned(picture, turns)))
+
+
+def test_tables_have_every_colour(tables: tuple[np.ndarray, np.ndarray]) -> None:
+    draw = np.random.default_rng(2)
+    colours = draw.integers(0, 256, (1, 5000, 3), dtype=np.uint8)
+    colours[0, :8] = [[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)]
+    code = colours.astype(np.int64) @ [1, 256, 65536]
+    for table, mode, back in ((tables[0], "RGB", "HSV"), (tables[1], "HSV", "RGB")):
+        expected = np.asarray(Image.frombytes(mode, (5000, 1), colours.tobytes()).convert(back))
+        assert np.array_equal(table[code], expected.astype(np.int64) @ [1, 256, 65536])
+
+
+def test_tables_are_made_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hue, "_tables", None)
+    monkeypatch.setattr(hue, "_made", lambda: ("to", "from"))
+    hue.prepare(hue.WORTHWHILE - 1)
+    assert hue._tables is None
+    hue.prepare(hue.WORTHWHILE)
+    assert hue._tables == ("to", "from")
 
 
 def test_all_that_is_drawn_is_drawn_as_often_as_it_should_be() -> None:

@@ -9,7 +9,7 @@ worker draws and cuts, an accelerator does the rest (:mod:`steppe.data.device_au
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steppe.data import hue
 from steppe.data.decoded_files import Pixels
 
 AREA = (0.7, 1.0)
@@ -138,20 +139,9 @@ def _saturation(picture: Image.Image, factor: float) -> Image.Image:
     return Image.blend(picture.convert("L").convert("RGB"), picture, factor)
 
 
-def _hue(picture: Image.Image, factor: float) -> Image.Image:
-    shift = int(factor * 255)
-    return picture.convert("HSV").point(_hue_table(shift % 256)).convert("RGB")
-
-
-_ADJUST = (_brightness, _contrast, _saturation, _hue)
+_ADJUST = (_brightness, _contrast, _saturation, hue.turned)
 
 
 @lru_cache(8)
 def _black(size: tuple[int, int]) -> Image.Image:
     return Image.new("RGB", size)
-
-
-@cache
-def _hue_table(shift: int) -> list[int]:
-    levels = list(range(256))
-    return levels[shift:] + levels[:shift] + levels + levels

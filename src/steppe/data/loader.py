@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from steppe.data import hue
 from steppe.data.augmentation import TrainTransform
 from steppe.data.decoded import DecodedPictures
 from steppe.data.decoded_files import Pixels
@@ -110,6 +111,8 @@ def balanced_loader(
         make = _TrainingTensors(dataset, order, tuple(train), _of_tensors(transform))
         workers = min(workers, 0)  # taking a batch out of memory is quicker than getting it from another process
     else:
+        if isinstance(transform, TrainTransform):
+            hue.prepare((stop - start) * len(train) * batch_per_domain)
         make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform))
     return Batches(make, range(start, stop), workers)
 

@@ -5,7 +5,7 @@
     python benchmarks/input_pipeline.py --tables steps --device cuda
     python benchmarks/input_pipeline.py --folder PHOTOS                # your own root/<domain>/<class>/<pictures>
 
-Three tables (``--tables``); a ratio is the median of interleaved pairs with its 95 % interval, above 1 where steppe,
+Four tables (``--tables``); a ratio is the median of interleaved pairs with its 95 % interval, above 1 where steppe,
 or the cache, is quicker:
 
 ``reads``: pictures a second, all in memory: out of the cache over decoded from their files (read, JPEG decoder, RGB),
@@ -20,6 +20,9 @@ workers a domain; it is measured with fewer too, because so many are not what tw
 
 ``steps``: the share of a training step (ERM, AdamW) spent waiting for the next batch: median over steps and its 95 %
 interval. With ``--device cuda`` with the augmentation on the host and on the device.
+
+``ways``: how far the pictures of the two augmentations are apart, the device's (float32) less the host's (8 bits), in
+levels of 255: mean, mean of the absolute values, the same of the worst picture, and what 99 % stay below.
 
 Unless ``--folder`` is given the pictures are those of photographs.py.
 """
@@ -54,6 +57,7 @@ from steppe.data import (
     ImageFolders,
     balanced_loader,
     decoded_pictures,
+    open_dataset,
     raw_loader,
     train_transform,
 )
@@ -63,7 +67,7 @@ from steppe.models import build_classifier
 SIZE, PER_DOMAIN, DOMAINS = 224, 32, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STEPS_SIZE, STEPS_PER_DOMAIN = 112, 16
-TABLES = ("reads", "loaders", "steps")
+TABLES = ("reads", "loaders", "steps", "ways")
 
 
 def main() -> None:
@@ -94,6 +98,8 @@ def main() -> None:
             loaders(photos, cached, arguments)
         if "steps" in arguments.tables:
             steps(photos, cached, arguments)
+        if "ways" in arguments.tables:
+            ways({"photographs": (photos, SIZE), "EmojiStyles": (open_dataset("emoji"), STEPS_SIZE)}, arguments)
 
 
 # --- reads ---
@@ -264,10 +270,27 @@ def batches_of(dataset: DomainDataset, place: str, workers: int, count: int, dev
         start=0,
         stop=count,
         seed=0,
-        transform=train_transform(STEPS_SIZE, MEAN, STD),
+        transform=train_transform(size, MEAN, STD),
         workers=workers,
     )
-    return map(DeviceAugmentation(STEPS_SIZE, MEAN, STD, device), raw)
+    return map(DeviceAugmentation(size, MEAN, STD, device), raw)
+
+
+# --- ways ---
+
+
+def ways(sets: dict[str, tuple[DomainDataset, int]], arguments: argparse.Namespace) -> None:
+    """The fourth table."""
+    device = torch.device(arguments.device)
+    print("\n| pictures | size | number | mean | mean, absolute | worst picture | 99 % below |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, (dataset, size) in sets.items():
+        both = [batches_of(dataset, place, 0, 2, device, size) for place in ("device", "host")]
+        scale = 255 * torch.tensor(STD)[:, None, None]
+        levels = torch.cat([(a.x.cpu() - b.x) * scale for a, b in zip(*both, strict=True)]).flatten(1).numpy()
+        far = np.abs(levels)
+        figures = (levels.mean(), far.mean(), far.mean(1).max(), np.quantile(far, 0.99))
+        print(f"| {name} | {size} | {len(levels)} | {' | '.join(f'{figure:.2f}' for figure in figures)} |", flush=True)
 
 
 if __name__ == "__main__":

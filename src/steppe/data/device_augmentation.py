@@ -11,8 +11,8 @@ image is the same product with the rows of X reversed.
 
 Libraries that were looked at: kornia's colour jitter takes factors by sample but one order for the whole batch, and its
 crops do not antialias; torchvision's transforms draw once for all pictures of a batch. What is computed here is what
-torchvision's functions compute for a float tensor, picture by picture, to 1e-5. Pillow, on the host, rounds to 8 bits
-after every operation and knows 256 hues, so the two ways differ by about one level of 255 on average.
+torchvision's functions compute for a float tensor, picture by picture, to 1e-5. Pillow, on the host, cuts to 8 bits
+after every operation, downwards where it blends, and knows 256 hues: its pictures are about a level of 255 darker.
 """
 
 from __future__ import annotations

@@ -260,9 +260,11 @@ def waiting(
     return f"{np.median(shares):.1%} [{interval.low:.1%}, {interval.high:.1%}]", float(np.median(totals))
 
 
-def batches_of(dataset: DomainDataset, place: str, workers: int, count: int, device: torch.device) -> Iterable[Batch]:
+def batches_of(
+    dataset: DomainDataset, place: str, workers: int, count: int, device: torch.device, size: int = STEPS_SIZE
+) -> Iterable[Batch]:
     if place == "host":
-        return ours_of(dataset, count, workers, STEPS_SIZE, STEPS_PER_DOMAIN)
+        return ours_of(dataset, count, workers, size, STEPS_PER_DOMAIN)
     raw = raw_loader(
         dataset,
         sources(dataset),

@@ -43,6 +43,8 @@ SHARD_BYTES = 512 * 2**20
 """Pixels of a shard, at most; a single picture that is larger has one of its own."""
 LOCK = "lock"
 POLL_SECONDS = 0.2
+MOST_THREADS = 16
+"""That decode: no disk takes more, and pictures of 100 megapixels are 300 MB each."""
 SPARE_SHARE, SPARE_MOST = 0.05, 10 * GB
 SAMPLE = 256
 """Pictures whose headers are read to estimate how much room a set needs."""
@@ -236,7 +238,8 @@ def _decode(root: Path, key: str, read: Callable[[str], Image.Image]) -> _Decode
 
 def _decoded(root: Path, wanted: Sequence[str], read: Callable[[str], Image.Image]) -> Generator[_Decoded | None]:
     """The pictures in order, decoded in threads; no more of them are in memory than two a thread."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(cores, MOST_THREADS)
     queue: deque[Future[_Decoded | None]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

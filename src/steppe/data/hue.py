@@ -16,8 +16,8 @@ from PIL import Image
 
 Table = NDArray[np.uint32]
 
-WORTHWHILE = 4096
-"""Pictures from which tables pay: making them takes as long as Pillow takes for about a thousand of 224 × 224."""
+WORTHWHILE = 4096 * 224 * 224
+"""Pixels from which tables pay: making them takes as long as Pillow takes for about a thousand pictures of 224 × 224."""
 COLOURS = 2**24
 _SLAB = 2**20
 _COLOUR = np.uint32(COLOURS - 1)
@@ -25,10 +25,10 @@ _COLOUR = np.uint32(COLOURS - 1)
 _tables: tuple[Table, Table] | None = None
 
 
-def prepare(pictures: int) -> None:
-    """Make the tables if so many pictures are to come, and they are not there yet."""
+def prepare(pixels: int) -> None:
+    """Make the tables if so many pixels are to come, and they are not there yet."""
     global _tables
-    if pictures >= WORTHWHILE and _tables is None:
+    if pixels >= WORTHWHILE and _tables is None:
         _tables = _made()
 
 

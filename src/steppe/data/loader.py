@@ -112,7 +112,7 @@ def balanced_loader(
         workers = min(workers, 0)  # taking a batch out of memory is quicker than getting it from another process
     else:
         if isinstance(transform, TrainTransform):
-            hue.prepare((stop - start) * len(train) * batch_per_domain)
+            hue.prepare((stop - start) * len(train) * batch_per_domain * transform.size**2)
         make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform))
     return Batches(make, range(start, stop), workers)
 

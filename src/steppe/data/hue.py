@@ -17,7 +17,7 @@ from PIL import Image
 Table = NDArray[np.uint32]
 
 WORTHWHILE = 4096 * 224 * 224
-"""Pixels from which tables pay: making them takes as long as Pillow takes for about a thousand pictures of 224 × 224."""
+"""Pixels from which tables pay: making them takes as long as Pillow takes for a thousand pictures of 224 × 224."""
 COLOURS = 2**24
 _SLAB = 2**20
 _COLOUR = np.uint32(COLOURS - 1)

@@ -52,7 +52,7 @@ def test_the_gpu_trains_as_the_cpu_does(precision: str, drawings: Path, tmp_path
     config = small_config(drawings, algorithm="disam", lr=1e-4)
     Trainer(config, out=tmp_path / "cpu", machine=Machine(device="cpu")).fit()
     mixed = small_config(drawings, algorithm="disam", lr=1e-4, precision=precision)
-    Trainer(mixed, out=tmp_path / "gpu", machine=Machine(device="cuda")).fit()
+    Trainer(mixed, out=tmp_path / "gpu", machine=Machine(device="cuda", augment="host")).fit()
     cpu, gpu = (
         [line["loss"] for line in metrics(tmp_path / place) if line["kind"] == "train"] for place in ("cpu", "gpu")
     )

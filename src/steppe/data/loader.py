@@ -6,14 +6,20 @@ single torch DataLoader that serves all domains. So a resumed run and another nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from steppe.data import hue
+from steppe.data.augmentation import TrainTransform
+from steppe.data.decoded import DecodedPictures
+from steppe.data.decoded_files import Pixels
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
 from steppe.data.tensors import TensorDomains
@@ -99,18 +105,31 @@ def balanced_loader(
         SteppeError: no domain, an unknown one or one without pictures, numbers that make no sense, no transform for
             pictures, or (while iterating) a picture that cannot be read any more.
     """
-    if not 0 <= start <= stop:
-        raise SteppeError(f"steps go from a start that is not negative to a stop not before it; got {start} to {stop}")
-    for domain in train:
-        dataset.check_domain(domain)
-    order = BalancedOrder(train, batch_per_domain, seed)
+    order = balanced_order(dataset, train, batch_per_domain=batch_per_domain, start=start, stop=stop, seed=seed)
     make: Callable[[int], Batch]
     if isinstance(dataset, TensorDomains):
         make = _TrainingTensors(dataset, order, tuple(train), _of_tensors(transform))
         workers = min(workers, 0)  # taking a batch out of memory is quicker than getting it from another process
     else:
+        if isinstance(transform, TrainTransform):
+            hue.prepare((stop - start) * len(train) * batch_per_domain * transform.size**2)
         make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform))
     return Batches(make, range(start, stop), workers)
+
+
+def balanced_order(
+    dataset: DomainDataset, train: Mapping[str, Indices], *, batch_per_domain: int, start: int, stop: int, seed: int
+) -> BalancedOrder:
+    """Which pictures make the batches of :func:`balanced_loader`.
+
+    Raises:
+        SteppeError: no domain, an unknown one or one without pictures, or numbers that make no sense.
+    """
+    if not 0 <= start <= stop:
+        raise SteppeError(f"steps go from a start that is not negative to a stop not before it; got {start} to {stop}")
+    for domain in train:
+        dataset.check_domain(domain)
+    return BalancedOrder(train, batch_per_domain, seed)
 
 
 def evaluation_loader(
@@ -158,14 +177,25 @@ class _TrainingBatch:
 
     def __call__(self, step: int) -> Batch:
         pictures = self._order.pictures(step)
-        inputs = []
         with one_thread(), undisturbed_randomness():
-            for slot, (domain, index) in enumerate(pictures):
-                self._randomness.begin(step, slot)
-                inputs.append(self._transform(self._dataset.image(domain, index)))
-            x = default_collate(inputs)  # as torch.stack, but in a worker straight into shared memory
+            if isinstance(self._transform, TrainTransform):
+                x = self._written(step, pictures, self._transform)
+            else:
+                x = default_collate([self._input(step, slot, *place) for slot, place in enumerate(pictures)])
         labels = [self._labels[domain][index] for domain, index in pictures]
         return Batch(x, torch.tensor(labels), self._numbers.clone())
+
+    def _input(self, step: int, slot: int, domain: str, index: int) -> Tensor:
+        self._randomness.begin(step, slot)
+        return self._transform(self._dataset.image(domain, index))
+
+    def _written(self, step: int, pictures: Sequence[tuple[str, int]], transform: TrainTransform) -> Tensor:
+        """The same without a copy of what has been made."""
+        x = _batch_memory(len(pictures), 3, transform.size, transform.size)
+        for slot, (domain, index) in enumerate(pictures):
+            self._randomness.begin(step, slot)
+            transform.write(pixels_of(self._dataset, domain, index), x[slot])
+        return x
 
 
 class _EvaluationBatch:
@@ -219,6 +249,20 @@ class _EvaluationTensors:
         with one_thread():
             x, y = self._dataset.tensors(self._domain, self._indices[part])
             return self._transform(x), y
+
+
+def pixels_of(dataset: DomainDataset, domain: str, index: int) -> Image.Image | Pixels:
+    """A picture as what is quickest to be had: out of a cache an array, of which only what is used is read."""
+    return dataset.pixels(domain, index) if isinstance(dataset, DecodedPictures) else dataset.image(domain, index)
+
+
+def _batch_memory(*shape: int) -> Tensor:
+    """Float32, not filled; in a worker in shared memory, as torch's default_collate makes it: it is sent uncopied."""
+    x = torch.empty(0)
+    if get_worker_info() is None:
+        return x.resize_(shape)
+    storage = x._typed_storage()._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return x.new(storage).resize_(shape)
 
 
 def _of_pictures(transform: Transform | TensorTransform | None) -> Transform:

@@ -2,14 +2,104 @@
 
 from __future__ import annotations
 
-from steppe.data.domains import DomainDataset
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from steppe.data.decoded import CacheOptions, decoded_pictures
+from steppe.data.device_augmentation import DeviceAugmentation, raw_loader
+from steppe.data.domains import DomainDataset, Indices
+from steppe.data.loader import Batch, balanced_loader, evaluation_loader
 from steppe.data.tensors import TensorDomains
 from steppe.data.transforms import TensorTransform, Transform, eval_transform, tensor_transform, train_transform
 from steppe.errors import SteppeError
 from steppe.models import Classifier, takes_channels
-from steppe.training.config import PLAIN_BACKBONE, Settings
+from steppe.training.config import PLAIN_BACKBONE, RunConfig, Settings
+from steppe.training.machine import Machine
+from steppe.training.progress import Report
 
 RGB = 3
+
+EVALUATION_BATCH = 64
+"""Pictures in a batch of an evaluation: DomainBed's. Fixed, because it may change the last bits of a loss."""
+
+AUGMENTED = {"host": "host, 8 bits (Pillow)", "device": "device, float32", None: "none"}
+"""What a run says about where its training pictures were augmented."""
+
+_latest: tuple[DomainDataset, CacheOptions, DomainDataset] | None = None
+
+
+class Inputs:
+    """How the pictures of a run reach its network: out of a cache or decoded, augmented here or on the device.
+
+    Args:
+        dataset: what the run is about.
+        config: size and number of the pictures.
+        machine: whether decoded pictures are kept, where they are augmented, how many processes load them.
+        device: where the network is.
+        report: told while pictures are decoded.
+    """
+
+    def __init__(
+        self, dataset: DomainDataset, config: RunConfig, machine: Machine, device: torch.device, report: Report
+    ) -> None:
+        self._dataset = kept_decoded(dataset, machine, report)
+        self._config, self._machine, self._device = config, machine, device
+        where = None if isinstance(dataset, TensorDomains) else machine.augments_on(device)
+        self._on_device = where == "device"
+        self.augmentation = [AUGMENTED[where]]
+        """Where the training pictures of this run were augmented: in turn, if it was stopped and went on elsewhere."""
+
+    def resumed(self, augmentation: Sequence[str]) -> None:
+        """The run began with this ``augmentation``."""
+        here = self.augmentation[-1]
+        self.augmentation = [*augmentation, *([] if here in augmentation[-1:] else [here])]
+
+    def training(self, train: Mapping[str, Indices], model: Classifier, start: int, stop: int) -> Iterable[Batch]:
+        """The batches of steps ``start`` to ``stop - 1``; see :func:`~steppe.data.loader.balanced_loader`."""
+        size = self._config.image_size
+        common = {"batch_per_domain": self._config.batch_per_domain, "start": start, "stop": stop}
+        numbers = {**common, "seed": self._config.seed, "workers": self._machine.loader_workers(self._device)}
+        if self._on_device:
+            drawing = train_transform(size, model.mean, model.std)
+            finish = DeviceAugmentation(size, model.mean, model.std, self._device)
+            return map(finish, raw_loader(self._dataset, train, transform=drawing, **numbers))
+        transform = input_transform(self._dataset, model, size, augment=True)
+        return balanced_loader(self._dataset, train, transform=transform, **numbers)
+
+    def evaluation(self, domain: str, indices: Indices, model: Classifier) -> Iterable[tuple[Tensor, Tensor]]:
+        """The pictures in order, as they are; see :func:`~steppe.data.loader.evaluation_loader`."""
+        # A process takes longer to start than a few batches take to load.
+        helpers = min(self._machine.loader_workers(self._device), len(indices) // (8 * EVALUATION_BATCH))
+        transform = input_transform(self._dataset, model, self._config.image_size, augment=False)
+        return evaluation_loader(
+            self._dataset, domain, indices, batch_size=EVALUATION_BATCH, transform=transform, workers=helpers
+        )
+
+
+def kept_decoded(dataset: DomainDataset, machine: Machine, report: Report) -> DomainDataset:
+    """``dataset`` out of its cache of decoded pictures, which one run after the other on it need not open again.
+
+    A bar shows how far it is where the cache has to be built.
+    """
+    global _latest
+    options = CacheOptions(machine.cache, machine.cache_gb, machine.cache_memory_gb)
+    if _latest is not None and _latest[0] is dataset and _latest[1] == options:
+        return _latest[2]
+    begun = False
+
+    def progress(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            report.begin(f"decoding {dataset.name}", step=done, total=total)
+            begun = True
+        report.advance(done, math.nan)
+
+    kept = decoded_pictures(dataset, options, say=report.say, progress=progress)
+    _latest = dataset, options, kept
+    return kept
 
 
 def check_inputs(dataset: DomainDataset, settings: Settings) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from steppe import __version__
-from steppe.errors import SteppeError
+from steppe.errors import SteppeError, unknown_name
 from steppe.training.config import unset
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+DEVICES, CACHE, AUGMENT = ("auto", "cpu", "cuda"), ("auto", "on", "off"), ("auto", "host", "device")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 
 
@@ -38,6 +39,15 @@ class Machine:
     """Threads of torch on the CPU."""
     checkpoint_every: Annotated[int | None, unset("at each evaluation")] = None
     """Steps between the checkpoints from which a stopped run continues."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Keep decoded pictures on disk: auto, where they are large and all fit; on, as many as fit; off."""
+    cache_gb: Annotated[float | None, unset("half of the free disk, at most 64")] = None
+    """Gigabytes of disk for a data set's decoded pictures."""
+    cache_memory_gb: Annotated[float | None, unset("auto: half of the memory; on: all")] = None
+    """Gigabytes of memory that they may fill; a larger cache would be read from the disk again and again."""
+    augment: Literal["auto", "host", "device"] = "auto"
+    """Where training pictures are augmented: host, 8 bits, as DomainBed does; device, float32; auto, on a GPU if there
+    is one."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
@@ -46,12 +56,25 @@ class Machine:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SteppeError(f"{name} must be at least 1, got {value}")
+        for name in ("cache_gb", "cache_memory_gb"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise SteppeError(f"{name} must be at least 0, got {value}")
+        for name, known in (("device", DEVICES), ("cache", CACHE), ("augment", AUGMENT)):
+            if getattr(self, name) not in known:
+                raise unknown_name(name, str(getattr(self, name)), known)
 
     def loader_workers(self, device: torch.device) -> int:
         """The number of loading processes beside this device."""
         if self.workers is not None:
             return self.workers
         return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+    def augments_on(self, device: torch.device) -> Literal["host", "device"]:
+        """Where the training pictures of a run on this device are augmented."""
+        if self.augment == "auto":
+            return "device" if device.type == "cuda" else "host"
+        return self.augment
 
 
 def accelerator(machine: Machine, precision: str) -> Accelerator:

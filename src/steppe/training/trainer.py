@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steppe.data import DomainDataset, open_dataset
-from steppe.data.loader import Batch, balanced_loader, evaluation_loader
+from steppe.data.loader import Batch
 from steppe.data.splits import make_splits
 from steppe.errors import SteppeError
 from steppe.models import check_backbone
@@ -27,7 +27,7 @@ from steppe.training.checkpoints import CorruptCheckpointError, all_finite, load
 from steppe.training.config import RunConfig, config_id, run_name
 from steppe.training.evaluation import Evaluation, evaluate
 from steppe.training.files import STATE, make_directory, remove_leftovers, run_lock, write_json
-from steppe.training.inputs import check_inputs, input_channels, input_transform
+from steppe.training.inputs import Inputs, check_inputs, input_channels
 from steppe.training.interruption import Interruption
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
@@ -39,9 +39,6 @@ from steppe.training.results import RESULT, DamagedResultError, Result, read_res
 from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
 from steppe.training.stopwatch import Stopwatch
-
-EVALUATION_BATCH = 64
-"""Pictures in a batch of an evaluation: DomainBed's. Fixed, because it may change the last bits of a loss."""
 
 
 class Trainer:
@@ -133,6 +130,7 @@ class Trainer:
                 return finished
             remove_leftovers(self.out)
             engine = accelerator(self.machine, self.config.precision)
+            self._inputs = Inputs(self.dataset, self.config, self.machine, engine.device, self.report)
             with Interruption() as interruption, reproducible(self.machine, engine.device):
                 session, length = self._begin(engine)
                 forget_pruned(self.out)
@@ -198,30 +196,13 @@ class Trainer:
         raise Pruned(self.out, session.step, self.config.steps)
 
     def _batches(self, session: Session, start: int, stop: int) -> Iterable[Batch]:
-        config, model = self.config, session.model
-        return balanced_loader(
-            self.dataset,
-            self.splits.train,
-            batch_per_domain=config.batch_per_domain,
-            start=start,
-            stop=stop,
-            seed=config.seed,
-            transform=input_transform(self.dataset, model, config.image_size, augment=True),
-            workers=self.machine.loader_workers(session.device),
-        )
+        return self._inputs.training(self.splits.train, session.model, start, stop)
 
     def _evaluate(self, session: Session, interruption: Interruption) -> Evaluation:
         model = session.model
-        transform = input_transform(self.dataset, model, self.config.image_size, augment=False)
-        workers = self.machine.loader_workers(session.device)
 
         def loader(domain: str, indices: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
-            # A process takes longer to start than a few batches take to load.
-            helpers = min(workers, len(indices) // (8 * EVALUATION_BATCH))
-            batches = evaluation_loader(
-                self.dataset, domain, indices, batch_size=EVALUATION_BATCH, transform=transform, workers=helpers
-            )
-            return interruption.watch(batches)
+            return interruption.watch(self._inputs.evaluation(domain, indices, model))
 
         evaluation = evaluate(model, self.splits, loader, device=session.device)
         broken = tuple(
@@ -304,6 +285,7 @@ class Trainer:
             self.report.say(f"warning: {error}; the run starts again from the beginning")
             return self._new_session(engine), 0
         self._saved_step = session.step
+        self._inputs.resumed(state.get("augmentation", ()))
         return session, int(state["metrics_bytes"])
 
     def _new_session(self, engine: Accelerator) -> Session:
@@ -317,7 +299,8 @@ class Trainer:
         )
 
     def _save(self, session: Session, metrics: MetricsLog) -> None:
-        state = {"id": self.id, "metrics_bytes": metrics.sync(), **session.state_dict()}
+        state = {"id": self.id, "metrics_bytes": metrics.sync(), "augmentation": self._inputs.augmentation}
+        state |= session.state_dict()
         save_checkpoint(self._state_path, state)
         self._saved_step = session.step
 
@@ -349,6 +332,7 @@ class Trainer:
                 "command": self.command,
                 "versions": versions(),
                 "device": describe(session.device),
+                "augmentation": ", then ".join(self._inputs.augmentation),
                 "threads": torch.get_num_threads(),
                 "checkpoints": rows,
             },

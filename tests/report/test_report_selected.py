@@ -166,7 +166,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (pruned / "pruned.json").write_text("{}")
     selected = load_selected(tmp_path)
     assert selected.runs.notes == [
-        "Draws that were 1 failed and 1 pruned: passed over in the selection.",
+        "Draws passed over in the selection: 1 failed, 1 pruned.",
         "1 cell is not complete, and chosen among the draws that are there. training-domain validation set, "
         "erm on emoji, line held out, seed 0, draw 1: no finished run holds out line alone",
     ]
@@ -177,7 +177,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         ("sam", 1, 1),
     ]
     text = " ".join(shown(tmp_path).split())
-    for part in ("1 run not finished", "1 run failed", "1 run pruned by a search", "1 failed and 1 pruned"):
+    for part in ("1 run not finished", "1 run failed", "1 run pruned by a search", "1 failed, 1 pruned"):
         assert part in text
 
 

@@ -133,8 +133,8 @@ class _Table:
             if there:
                 found.append(self._choice(cell, plan, rule, best_of(there), len(planned)))
         if passed:
-            lost = " and ".join(f"{count} {what}" for what, count in sorted(passed.items()))
-            self.notes.append(f"Draws that were {lost}: passed over in the selection.")
+            lost = ", ".join(f"{count} {what}" for what, count in sorted(passed.items()))
+            self.notes.append(f"Draws passed over in the selection: {lost}.")
         if waiting:
             cell, first = next(iter(waiting.items()))
             cells = "1 cell is" if len(waiting) == 1 else f"{len(waiting)} cells are"

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -151,7 +152,7 @@ class RayExecutor(Crew["RemoteWorker"]):
             )
             .remote(setup, address, environment)
         )
-        return RemoteWorker(place, self._ray, actor, self._where)
+        return RemoteWorker(place, self._ray, actor, self._sent)
 
     def _events(self, seconds: float) -> list[tuple[RemoteWorker, Event]]:
         for worker in self._workers():
@@ -199,11 +200,14 @@ class RayExecutor(Crew["RemoteWorker"]):
 
     # --- the store ---
 
-    def _where(self, job: Job) -> str:
+    def _sent(self, job: Job) -> tuple[Job, str]:
+        """What an actor is told of a run: see :meth:`~steppe.benchmark.executors.actor.Actor.work`."""
+        directory = job.directory.absolute()
         if self._exchange is not None:
-            return exchange_name(job.directory)
+            # Without a search's rule for stopping it, which looks into a file of the driver's.
+            return Job(job.config, directory), exchange_name(directory)
         assert self._probe is not None
-        return str(self._probe.path)
+        return replace(job, directory=directory), str(self._probe.path)
 
     def _take(self, job: Job) -> Outcome | None:
         if self._exchange is None:
@@ -216,6 +220,9 @@ class RayExecutor(Crew["RemoteWorker"]):
                 if read_result(job.directory) is not None:
                     return self._outcome(job, Ended("finished"))
             except DamagedResultError as error:
+                self.report.say(f"warning: {error}; it is trained again")
+                (job.directory / RESULT).unlink(missing_ok=True)
+            except SteppeError as error:
                 return Outcome(job, "failed", error=str(error))
             forget_failure(job.directory)
             self._exchange.push(exchange_name(job.directory), job.directory, unless_known=True)
@@ -240,11 +247,11 @@ _RESOURCES = {"CPU": "cores", "GPU": "GPUs"}
 class RemoteWorker:
     """An actor, as its driver holds it."""
 
-    def __init__(self, place: int, ray: Any, actor: Any, where: Any) -> None:
+    def __init__(self, place: int, ray: Any, actor: Any, sent: Callable[[Job], tuple[Job, str]]) -> None:
         self.place = place
         self._ray = ray
         self._actor = actor
-        self._where = where
+        self._sent = sent
         self._host = ""
         self._hello: Any = actor.hello.remote()
         self._work: Any = None
@@ -253,8 +260,7 @@ class RemoteWorker:
 
     def begin(self, job: Job) -> None:
         """Hand it a run."""
-        away = replace(job, directory=job.directory.absolute())
-        self._work = self._actor.work.remote(away, self._where(job))
+        self._work = self._actor.work.remote(*self._sent(job))
 
     def look(self) -> None:
         """Ask how far it is, unless that was asked a moment ago; of an idle one, whether it is still there."""
@@ -308,7 +314,9 @@ class RemoteWorker:
             self._ray.kill(self._actor)
 
     def _reason(self, error: Exception) -> str:
-        return f"its worker{self._host and ' on ' + self._host} was lost: {_summary(str(error))}"
+        away = isinstance(error, self._ray.exceptions.ActorUnavailableError)
+        why = "it cannot be reached any more" if away else _summary(str(error))
+        return f"its worker{self._host and ' on ' + self._host} was lost: {why}"
 
 
 def connect(address: str | None) -> tuple[Any, bool]:

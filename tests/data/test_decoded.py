@@ -25,14 +25,16 @@ from steppe.data import (
     decoded_build,
     decoded_files,
     decoded_pictures,
+    decoded_places,
     decoded_problems,
     eval_transform,
     evaluation_loader,
     open_dataset,
     train_transform,
 )
-from steppe.data.decoded import LARGE_BYTES, DecodedPictures, cache_places
+from steppe.data.decoded import LARGE_BYTES, DecodedPictures
 from steppe.data.decoded_build import GB, Budget, average_bytes, build, contents
+from steppe.data.decoded_places import cache_places
 from steppe.data.pictures import read_picture
 
 ON = CacheOptions("on")
@@ -277,7 +279,7 @@ def test_auto_keeps_no_more_than_memory_holds(tmp_path: Path, monkeypatch: pytes
     large = make_photos(tmp_path / "large", each=2, size=(150, 140))
     total = 8 * average_bytes([large.root / file for file in large.files()])
     says: list[str] = []
-    monkeypatch.setattr(decoded, "total_memory", lambda: int(1.9 * total))
+    monkeypatch.setattr(decoded_places, "total_memory", lambda: int(1.9 * total))
     assert decoded_pictures(large, say=says.append) is large
     assert "more than half of the memory" in says[0]
     few = CacheOptions("auto", memory_gb=0.9 * total / GB)
@@ -288,7 +290,7 @@ def test_auto_keeps_no_more_than_memory_holds(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_memory_is_the_machines_or_less() -> None:
-    assert 10**8 < decoded.total_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 10**8 < decoded_places.total_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_off_is_off(photos: ImageFolders) -> None:

@@ -16,9 +16,10 @@ import pytest
 from photos import everything, make_photos, reader, run_python
 
 from steppe.data import CacheOptions, ImageFolders, decoded_pictures, decoded_problems
-from steppe.data.decoded import DecodedPictures, cache_places
+from steppe.data.decoded import DecodedPictures
 from steppe.data.decoded_build import Budget, build, build_lock, contents
 from steppe.data.decoded_files import FOOTER, Shard
+from steppe.data.decoded_places import cache_places
 from steppe.data.pictures import read_picture
 
 ON = CacheOptions("on")
@@ -328,7 +329,8 @@ def test_something_in_the_way_moves_the_cache_elsewhere(photos: ImageFolders) ->
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from steppe.data.decoded import CacheOptions, DecodedPictures, decoded_pictures
+from steppe.data import CacheOptions, decoded_pictures
+from steppe.data.decoded import DecodedPictures
 from steppe.data.folders import ImageFolders
 from photos import everything
 photos = ImageFolders(Path(sys.argv[1]))
@@ -363,3 +365,19 @@ def test_where_nothing_may_be_written(monkeypatch: pytest.MonkeyPatch, own_writa
         out, err = child.communicate(timeout=60)
         assert child.returncode == 0, err
         assert out.splitlines()[-1] == f"kept in {ours if own_writable else beside}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can become nobody")
+def test_a_cache_that_may_not_be_looked_into_is_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o777)
+        photos = make_photos(folder / "photos")
+        monkeypatch.setenv("STEPPE_CACHE", str(folder / "own"))
+        beside, ours = cache_places(photos.root)
+        opened(photos)
+        beside.chmod(0o700)
+        child = run_python(AS_NOBODY, photos.root)
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 0, err
+        assert out.splitlines()[-1] == f"kept in {ours}"

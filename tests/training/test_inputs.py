@@ -15,7 +15,8 @@ from small_runs import metrics, outputs, small_config
 from test_checkpoints import stop
 
 from steppe.data import ImageFolders
-from steppe.data.decoded import DecodedPictures, cache_places
+from steppe.data.decoded import DecodedPictures
+from steppe.data.decoded_places import cache_places
 from steppe.errors import SteppeError
 from steppe.training import Machine, Trainer
 from steppe.training.inputs import kept_decoded

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from steppe.data.catalog import examine_dataset as examine_dataset
     from steppe.data.catalog import list_datasets as list_datasets
     from steppe.data.catalog import open_dataset as open_dataset
-    from steppe.data.decoded import CacheOptions as CacheOptions
     from steppe.data.decoded import decoded_pictures as decoded_pictures
     from steppe.data.decoded import decoded_problems as decoded_problems
+    from steppe.data.decoded_places import CacheOptions as CacheOptions
     from steppe.data.device_augmentation import DeviceAugmentation as DeviceAugmentation
     from steppe.data.device_augmentation import raw_loader as raw_loader
     from steppe.data.domains import DomainDataset as DomainDataset
@@ -56,7 +56,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "splits": ("Splits", "make_splits", "split_indices"),
     "transforms": ("train_transform", "eval_transform", "tensor_transform"),
     "loader": ("Batch", "balanced_loader", "evaluation_loader"),
-    "decoded": ("CacheOptions", "decoded_pictures", "decoded_problems"),
+    "decoded_places": ("CacheOptions",),
+    "decoded": ("decoded_pictures", "decoded_problems"),
     "device_augmentation": ("DeviceAugmentation", "raw_loader"),
 }
 

@@ -7,54 +7,30 @@ same pixels. What is not in it (there was no room, the file has changed, a shard
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import mmap
-import os
 import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from steppe.data.cache import cache_directory
-from steppe.data.decoded_build import GB, LOCK, Budget, Contents, Progress, average_bytes, build, contents, missing
+from steppe.data.decoded_build import Budget, Contents, Progress, average_bytes, build, contents, missing
 from steppe.data.decoded_files import Pixels, Shard, identity
+from steppe.data.decoded_places import CacheOptions, best_place, budget_for, cache_places, obstacle, source_root
 from steppe.data.domains import DomainDataset, Indices, Names
 
 LARGE_BYTES = 128 * 128 * 3
 """From this mean size, decoded, pictures are worth a cache: smaller ones are decoded as quickly as they are read."""
-MOST_GB = 64
-"""Of disk, unless told otherwise."""
 MAPPED_BYTES = 2**30
 """Of decoded pictures that count as a process's own memory. Letting them go costs next to nothing: the system keeps
 them, and maps them again."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """Whether decoded pictures are kept, and how much of the machine they may take.
-
-    Attributes:
-        use: ``"auto"``: where pictures are large (49 kB decoded, on average) and all of them fit; ``"on"``: as many as
-            fit; ``"off"``.
-        disk_gb: gigabytes (10⁹ bytes) of disk for one data set; by default half of what is free, at most 64. A
-            twentieth of the disk, at most 10 GB, stays free in any case.
-        memory_gb: gigabytes of memory that they may fill, where the operating system keeps what has been read. By
-            default half of the memory for ``"auto"``, because a larger cache is read from the disk again and again,
-            which on a slow one takes longer than decoding; with ``"on"`` as much as there is.
-    """
-
-    use: Literal["auto", "on", "off"] = "auto"
-    disk_gb: float | None = None
-    memory_gb: float | None = None
 
 
 class DecodedPictures(DomainDataset):
@@ -190,46 +166,36 @@ def decoded_pictures(
         progress: told, while it is built, how many pictures are in it and of how many.
     """
     options = options or CacheOptions()
+    if options.use == "off" or isinstance(dataset, DecodedPictures):
+        return dataset
+    try:
+        return _opened(dataset, options, say, progress)
+    except OSError as error:  # folders that may not even be looked at
+        say(f"decoded pictures are not kept: {error}")
+        return dataset
+
+
+def _opened(dataset: DomainDataset, options: CacheOptions, say: Say, progress: Progress | None) -> DomainDataset:
     root = source_root(dataset)
-    if options.use == "off" or root is None:
+    if root is None:
         return dataset
     places = _pictures(dataset)
     keys = list(places)
-    directory, held = _best_place(root, keys)
+    directory, held = best_place(root, keys)
     wanted = missing(root, keys, held)
     if wanted:
-        budget, average = _budget(directory, options), average_bytes([root / key for key in keys])
-        obstacle = ""
+        budget, average = budget_for(directory, held, options), average_bytes([root / key for key in keys])
+        why_not = ""
         if options.use == "auto":
             if average < LARGE_BYTES:
                 return dataset
-            obstacle = _obstacle(directory, budget, options, average * len(keys), average * len(wanted))
-        if obstacle:
-            say(f"decoded pictures are not kept: {obstacle}")
+            why_not = obstacle(directory, budget, options, average * len(keys), average * len(wanted))
+        if why_not:
+            say(f"decoded pictures are not kept: {why_not}")
         else:
             filled = _built(directory, root, places, dataset, budget, say, progress)
             directory, held = filled or (directory, held)
     return DecodedPictures(dataset, held, directory) if held.found else dataset
-
-
-def source_root(dataset: DomainDataset) -> Path | None:
-    """The folder in which the picture ``key`` is the file ``root/key``; None where pictures are no such files."""
-    root = getattr(dataset, "root", None)
-    if not isinstance(root, Path) or isinstance(dataset, DecodedPictures):
-        return None
-    first = (root / dataset.key(domain, 0) for domain in dataset.domains)
-    return root if all(path.is_file() for path in first) else None
-
-
-def cache_places(root: Path) -> tuple[Path, ...]:
-    """Where decoded pictures of ``root`` are looked for: beside it (on the same disk), in steppe's cache directory.
-
-    Not in ``root`` itself: DomainBed would take the folder for a domain.
-    """
-    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    own = cache_directory() / "decoded" / name
-    same_disk = root.stat().st_dev == root.parent.stat().st_dev
-    return (root.parent / f".{root.name}.steppe-cache", own) if same_disk else (own,)
 
 
 def decoded_problems(dataset: DomainDataset) -> tuple[str, ...]:
@@ -262,61 +228,6 @@ def _pictures(dataset: DomainDataset) -> dict[str, tuple[str, int]]:
     by_domain = [[(domain, i) for i in range(dataset.size(domain))] for domain in dataset.domains]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*by_domain))
     return {dataset.key(*place): place for place in turns if place is not None}
-
-
-def _best_place(root: Path, keys: list[str]) -> tuple[Path, Contents]:
-    """The place that has all pictures; else the first that can be written."""
-    places = [(directory, contents(directory)) for directory in cache_places(root)]
-    for directory, held in places:
-        if held.found and not missing(root, keys, held):
-            return directory, held
-    return next((place for place in places if _writable(place[0])), places[0])
-
-
-def _writable(directory: Path) -> bool:
-    if (directory / LOCK).exists():
-        return os.access(directory, os.W_OK | os.X_OK) and os.access(directory / LOCK, os.W_OK)
-    existing = directory
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-
-
-def _budget(directory: Path, options: CacheOptions) -> Budget:
-    own = sum(path.stat().st_size for path in directory.glob("*.pixels")) if directory.is_dir() else 0
-    half = (own + _room(Budget(0, spare=0), directory)) // 2
-    disk = min(MOST_GB * GB, half) if options.disk_gb is None else int(options.disk_gb * GB)
-    return Budget(disk if options.memory_gb is None else min(disk, int(options.memory_gb * GB)))
-
-
-def _room(budget: Budget, directory: Path) -> int:
-    while not directory.is_dir() and directory != directory.parent:
-        directory = directory.parent
-    try:
-        return budget.room(directory)
-    except OSError:
-        return 0
-
-
-def _obstacle(directory: Path, budget: Budget, options: CacheOptions, total: float, more: float) -> str:
-    """Why not all pictures fit, ``total`` bytes, of which ``more`` are still to be written; empty where they do."""
-    size, memory = f"they would take {total / GB:.3g} GB", total_memory() // 2
-    if total > budget.disk:
-        return f"{size}, more than the {budget.disk / GB:.3g} GB they may (--cache-gb, --cache-memory-gb)"
-    if options.memory_gb is None and total > memory:
-        return f"{size}, more than half of the memory (--cache on does it all the same)"
-    if more > _room(budget, directory):
-        return f"{size}, and the disk of {directory.parent} is nearly full"
-    return ""
-
-
-def total_memory() -> int:
-    """Bytes of memory that this process could have: the machine's, or its control group's where that is less."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no such group, or no limit ("max")
-        return total
 
 
 def _built(

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from steppe.data.decoded import CacheOptions, decoded_pictures
+from steppe.data.decoded import decoded_pictures
+from steppe.data.decoded_places import CacheOptions
 from steppe.data.device_augmentation import DeviceAugmentation, raw_loader
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.loader import Batch, balanced_loader, evaluation_loader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import warnings
@@ -64,7 +65,12 @@ class WorkBench:
             return Stopped()
         except SteppeError as error:
             return Refused.because(error)
-        return Ended(outcome.status, outcome.error)
+        on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        if on_gpu:
+            gc.collect()
+            torch.cuda.empty_cache()  # another worker may share the GPU
+        # After an error on a GPU every later call there may fail, whoever makes it.
+        return Ended(outcome.status, outcome.error, spoilt=on_gpu and outcome.status == "failed")
 
     def _dataset(self, spec: str) -> DomainDataset:
         if spec not in self._datasets:

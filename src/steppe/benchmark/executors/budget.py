@@ -40,7 +40,7 @@ def spoken(count: float) -> str:
 
 def cores() -> int:
     """The cores that this process may use: its CPU affinity (as taskset and SLURM set it) and its cgroup's quota."""
-    allowed = len(os.sched_getaffinity(0))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):
         quota, period = (_CGROUP / "cpu.max").read_text().split()
         if quota != "max":

@@ -260,7 +260,10 @@ class Crew(abc.ABC, Generic[W]):
                 self._idle.append(worker)
             case Ended():
                 job = self._working.pop(worker)
-                self._idle.append(worker)
+                if event.spoilt:
+                    worker.end()
+                else:
+                    self._idle.append(worker)
                 return self._over(job, event, agenda)
             case Refused():
                 refused = self._forget(worker)

@@ -55,10 +55,15 @@ class Told:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run is over: the status and the error of its :class:`~steppe.benchmark.executor.Outcome`."""
+    """A run is over: the status and the error of its :class:`~steppe.benchmark.executor.Outcome`.
+
+    Attributes:
+        spoilt: the worker must not do another one.
+    """
 
     status: str
     error: str = ""
+    spoilt: bool = False
 
 
 @dataclass(frozen=True)

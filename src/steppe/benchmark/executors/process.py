@@ -116,8 +116,8 @@ class WorkerProcess:
 
     def _has_ended(self) -> bool:
         """Whether the process is over; unlike ``Popen.poll`` this leaves its number taken."""
-        if self._process.returncode is not None:
-            return True
+        if self._process.returncode is not None or not hasattr(os, "waitid"):  # macOS before Python 3.13
+            return self._process.poll() is not None
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _kill(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from photos import everything, make_photos, reader, run_python
 
-from steppe.data import CacheOptions, ImageFolders, decoded_pictures, decoded_problems
+from steppe.data import CacheOptions, ImageFolders, check_dataset, decoded_pictures, decoded_problems
 from steppe.data.decoded import DecodedPictures
 from steppe.data.decoded_build import Budget, build, build_lock, contents
 from steppe.data.decoded_files import FOOTER, Shard
@@ -184,6 +184,7 @@ def test_a_damaged_picture_is_decoded_and_its_shard_made_again(photos: ImageFold
     level = path.read_bytes()[entry.offset + 7]
     overwrite(path, entry.offset + 7, bytes([level ^ 1]))
     assert decoded_problems(photos) == (f"{path} is damaged (at {entry.key}): delete it",)
+    assert check_dataset(photos.root) == decoded_problems(photos)
     damaged = opened(photos)
     with pytest.warns(UserWarning, match=r"is damaged: its pictures are decoded in this run"):
         assert everything(damaged) == everything(photos)

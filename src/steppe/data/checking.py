@@ -9,9 +9,10 @@ against any copy.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from steppe.data.decoded import decoded_problems
 from steppe.data.domains import DomainDataset
 from steppe.data.folders import ImageFolders, Layout, absolute, scan
 from steppe.data.manifest import changed, manifest_path, missing_and_surplus, read_manifest, write_manifest
@@ -50,18 +51,20 @@ class Findings:
 
 
 def check(dataset: DomainDataset, *, progress: bool = False, again: bool = False, remember: bool = False) -> Findings:
-    """What is wrong with an opened set; arguments as of :func:`check_official`.
+    """What is wrong with an opened set and with its cache of decoded pictures; arguments as of :func:`check_official`.
 
     Raises:
         SteppeError: as :func:`check_official`, or ``remember`` for a set that has checksums of its own.
     """
     if isinstance(dataset, OfficialFolders):
-        return check_official(dataset.official, dataset.root, progress=progress, again=again, remember=remember)
-    if isinstance(dataset, ImageFolders):
-        return check_folders(dataset.root, progress=progress, again=again, remember=remember)
-    if remember:
+        found = check_official(dataset.official, dataset.root, progress=progress, again=again, remember=remember)
+    elif isinstance(dataset, ImageFolders):
+        found = check_folders(dataset.root, progress=progress, again=again, remember=remember)
+    elif remember:
         raise SteppeError(f"{dataset.name!r} is held against published checksums; there is nothing to remember")
-    return Findings(dataset.problems(progress=progress))
+    else:
+        found = Findings(dataset.problems(progress=progress))
+    return replace(found, problems=(*found.problems, *decoded_problems(dataset)))
 
 
 def check_official(

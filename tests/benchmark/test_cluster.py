@@ -56,7 +56,7 @@ def cluster() -> Iterator[Any]:
         folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets have a limit
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", folder)
-        patch.setattr("steppe.benchmark.executors.cluster.LOOK_SECONDS", 0.05)  # the runs are short
+        patch.setattr("steppe.benchmark.executors.remote.LOOK_SECONDS", 0.05)  # the runs are short
         from ray.cluster_utils import Cluster
 
         started = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
@@ -180,13 +180,14 @@ def test_without_a_cluster_and_without_a_network_there_is_a_ray_of_its_own(
     command += ["--held-out", "line", "--seeds", "2", "--out", tmp_path, "--executor", "ray", "--jobs", "1", *OPTIONS]
     script = 'ip link set lo up && "$@"; status=$?; sleep 1; ps -eo stat,comm | grep -v "^Z" >&2; exit $status'
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(
-        [*ALONE, "sh", "-c", script, "sh", *map(str, command)],
-        capture_output=True,
-        text=True,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        done = subprocess.run(
+            [*ALONE, "sh", "-c", script, "sh", *map(str, command)],
+            capture_output=True,
+            text=True,
+            env={**environment, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": folder},
+            check=False,
+        )
     assert done.returncode == 0, done.stderr + done.stdout
     for program in ("raylet", "gcs_server", "ray::", "python"):
         assert program not in done.stderr, "a process was left behind"

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import os
-import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from steppe.benchmark.executor import Outcome
-from steppe.benchmark.executors.budget import cores, spoken
+from steppe.benchmark.executors.budget import spoken
+from steppe.benchmark.executors.connection import connect
 from steppe.benchmark.executors.crew import RETRIES, Crew
-from steppe.benchmark.executors.events import Ended, Event, Lost, Setup
+from steppe.benchmark.executors.events import Ended, Event, Setup
 from steppe.benchmark.executors.exchange import Exchange, exchange_name
+from steppe.benchmark.executors.remote import RemoteWorker
 from steppe.benchmark.protocol import Job
 from steppe.benchmark.shared_disk import Probe
 from steppe.benchmark.store import FAILURE, forget_failure
@@ -28,23 +25,14 @@ from steppe.training.machine import Machine
 from steppe.training.progress import Report
 from steppe.training.results import RESULT, DamagedResultError, read_result
 
-LOOK_SECONDS = 1.0
-"""How often a run is asked how far it is."""
-
 NODES_SECONDS = 2.0
 """How often the nodes of the cluster are counted."""
-
-REACH_SECONDS = 5.0
-"""How long a cluster may take to answer at its address."""
-
-OBJECT_STORE = 80 * 1024 * 1024
-"""Bytes of Ray's shared memory where it is started here: nearly its minimum, as nothing large passes through it."""
 
 ENVIRONMENT = ("STEPPE_CACHE",)
 """Variables that decide where workers look for data sets."""
 
 
-class RayExecutor(Crew["RemoteWorker"]):
+class RayExecutor(Crew[RemoteWorker]):
     """Workers that are Ray actors, as many as there are runs, ``jobs`` allows and the nodes have room for.
 
     An actor keeps its process, imports and data set between runs. It asks Ray for the cores, GPUs and memory of one run
@@ -242,148 +230,3 @@ class RayExecutor(Crew["RemoteWorker"]):
 
 
 _RESOURCES = {"CPU": "cores", "GPU": "GPUs"}
-
-
-class RemoteWorker:
-    """An actor, as its driver holds it."""
-
-    def __init__(self, place: int, ray: Any, actor: Any, sent: Callable[[Job], tuple[Job, str]]) -> None:
-        self.place = place
-        self._ray = ray
-        self._actor = actor
-        self._sent = sent
-        self._host = ""
-        self._hello: Any = actor.hello.remote()
-        self._work: Any = None
-        self._look: Any = None
-        self._looked = 0.0
-
-    def begin(self, job: Job) -> None:
-        """Hand it a run."""
-        self._work = self._actor.work.remote(*self._sent(job))
-
-    def look(self) -> None:
-        """Ask how far it is, unless that was asked a moment ago; of an idle one, whether it is still there."""
-        if self._look is None and self._hello is None and time.monotonic() - self._looked > LOOK_SECONDS:
-            self._looked = time.monotonic()
-            self._look = self._actor.look.remote()
-
-    def pending(self) -> list[Any]:
-        """References to the answers that are still to come."""
-        return [ref for ref in (self._hello, self._work, self._look) if ref is not None]
-
-    def hear(self, ref: Any) -> list[Event]:
-        """The events in an answer that has come."""
-        if ref not in self.pending():  # it was heard together with another one
-            return []
-        try:
-            answer = self._ray.get(ref)
-        except self._ray.exceptions.RayError as error:
-            if ref == self._look and self._work is not None:  # the answer that counts will tell, too
-                self._look = None
-                return []
-            self._hello = self._work = self._look = None
-            return [Lost(self._reason(error))]
-        if ref == self._hello:
-            self._hello = None
-            self._host, event = answer
-            return [event]
-        if ref == self._work:
-            told, event = answer
-            earlier = [] if self._look is None else self._heard_before(self._look)
-            self._work = self._look = None
-            return [*earlier, *told, event]
-        self._look = None
-        return list(answer)
-
-    def _heard_before(self, look: Any) -> list[Event]:
-        """The answer to a question that was asked before the run ended, which must not get lost."""
-        try:
-            return list(self._ray.get(look, timeout=LOOK_SECONDS))
-        except self._ray.exceptions.RayError:
-            return []
-
-    def stop(self) -> None:
-        """Ask it to write a checkpoint and to end."""
-        with suppress(Exception):
-            self._actor.stop.remote()
-
-    def end(self) -> None:
-        """End it at once."""
-        with suppress(Exception):
-            self._ray.kill(self._actor)
-
-    def _reason(self, error: Exception) -> str:
-        away = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-        why = "it cannot be reached any more" if away else _summary(str(error))
-        return f"its worker{self._host and ' on ' + self._host} was lost: {why}"
-
-
-def connect(address: str | None) -> tuple[Any, bool]:
-    """Connect this process to a cluster, or start a Ray of its own; the module ``ray``, and whether it was started.
-
-    Ray reports to nobody. One that is started here listens on this machine only, as whoever reaches Ray's ports can run
-    programs (unless this process had imported ray before: then it is too late to tell it).
-
-    Raises:
-        SteppeError: Ray is not installed, the address is none, or nothing answers there.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise SteppeError("--executor ray needs Ray, which is not installed: pip install 'steppe[ray]'")
-    address = address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:
-        # Ray replaces a loopback address by the machine's own, save where it thinks that there can be no cluster.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    import ray
-
-    if ray.is_initialized():
-        return ray, False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=cores(),
-                object_store_memory=OBJECT_STORE,
-                include_dashboard=False,
-                **quiet,
-            )
-        else:
-            _check_reachable(address)
-            ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, SteppeError):
-            raise
-        raise SteppeError(
-            f"no Ray cluster at {address or 'this machine'} ({_summary(str(error))}); start one with "
-            "`ray start --head` and give its address; the driver has to run on one of its nodes"
-        ) from error
-    return ray, True
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes."""
-    if address == "auto":
-        return
-    if "://" in address:
-        raise SteppeError(
-            f"--address takes host:port or auto, got {address!r}: start the sweep on a node of the cluster"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise SteppeError(f"--address takes host:port, such as 10.0.0.1:6379, or auto; got {address!r}")
-    try:
-        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
-    except OSError as error:
-        raise SteppeError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}): start one there with "
-            f"`ray start --head --port={port} --disable-usage-stats`, or give --address auto on one of its nodes"
-        ) from error
-
-
-def _summary(message: str) -> str:
-    """The sentence of one of Ray's messages that says most."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    telling = [line for line in lines if "because" in line or "Error" in line]
-    return (telling or lines or ["no reason given"])[-1].partition(". ")[0][:200].rstrip(".")

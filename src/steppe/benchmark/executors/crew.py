@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import abc
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 from steppe import __version__
 from steppe.benchmark.executor import Outcome
+from steppe.benchmark.executors.agenda import Agenda, Worker
 from steppe.benchmark.executors.events import Ended, Event, Lost, Ready, Refused, Setup, Stopped, Told
 from steppe.benchmark.protocol import Job
 from steppe.benchmark.store import record_failure, status
@@ -42,43 +41,7 @@ class WorkerLostError(Exception):
     """The worker of a run was lost, as often as it was tried."""
 
 
-class Worker(Protocol):
-    """A worker, as its driver sees it.
-
-    Attributes:
-        place: a small number that no other living worker of this driver has.
-    """
-
-    place: int
-
-    def begin(self, job: Job) -> None:
-        """Hand it a run. Raises ``OSError`` if the worker is gone."""
-
-    def stop(self) -> None:
-        """Ask it to write a checkpoint and to end; must not raise."""
-
-    def end(self) -> None:
-        """End it at once and wait until it is gone; must not raise."""
-
-
 W = TypeVar("W", bound=Worker)
-
-
-@dataclass
-class Agenda:
-    """The runs of one call of :meth:`Crew.run` that have no outcome yet.
-
-    Attributes:
-        waiting: to be handed out, in this order.
-        held: runs that another process is at.
-        losses: how many workers each run has lost.
-    """
-
-    waiting: deque[Job]
-    held: list[Job] = field(default_factory=list)
-    losses: Counter[Path] = field(default_factory=Counter)
-    looked: float = 0.0
-    told: bool = False
 
 
 class Crew(abc.ABC, Generic[W]):

@@ -32,7 +32,7 @@ class WorkerProcess:
     with it. When the driver is gone, however it went, the socket is closed, and the worker stops by itself.
 
     Args:
-        place: see :class:`~steppe.benchmark.executors.crew.Worker`.
+        place: see :class:`~steppe.benchmark.executors.agenda.Worker`.
         setup: sent to it at once.
         threads: of torch, OpenMP and MKL.
         gpu: the value of ``CUDA_VISIBLE_DEVICES``; ``None`` leaves it as it is.

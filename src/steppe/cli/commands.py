@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from steppe.cli.report_commands import Radius, Report
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
 from steppe.training.recipes import check_taken, parse
@@ -116,27 +117,6 @@ class Bench:
         from steppe.cli.sweep import run_bench
 
         return run_bench(self, dataset, command)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Show what a store of runs found.
-
-    Prints a table and writes one HTML page that works offline.
-
-      steppe report runs
-    """
-
-    runs: Positional[Path]
-    """The folder that steppe bench, train or demo wrote to."""
-    out: Annotated[Path | None, unset("report.html in that folder")] = None
-    """Where the page goes."""
-
-    def run(self, command: str) -> int:
-        """Print the table, write the page."""
-        from steppe.cli.show import run_report
-
-        return run_report(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,13 +243,14 @@ def _check_backbone(settings: Settings) -> None:
         check_backbone(settings.backbone)
 
 
-Command = Demo | Train | Bench | Report | List | DataList | DataFetch | DataCheck | DataSheet
+Command = Demo | Train | Bench | Report | Radius | List | DataList | DataFetch | DataCheck | DataSheet
 
 COMMANDS: dict[tuple[str, ...], type[Command]] = {
     ("demo",): Demo,
     ("bench",): Bench,
     ("train",): Train,
     ("report",): Report,
+    ("radius",): Radius,
     ("list",): List,
     ("data", "list"): DataList,
     ("data", "fetch"): DataFetch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -179,13 +179,13 @@ def _over_cells(matched: Sequence[tuple[Comparison, Method, Method]]) -> tuple[P
     found = [pair for pair in pairs if pair is not None]
     t, signed = (holm([getattr(pair, kind).p for pair in found]) for kind in ("t", "wilcoxon"))
     return tuple(
-        Pair(**{**vars(pair), "t": PValue(pair.t.p, one), "wilcoxon": PValue(pair.wilcoxon.p, other)})
+        replace(pair, t=PValue(pair.t.p, one), wilcoxon=PValue(pair.wilcoxon.p, other))
         for pair, one, other in zip(found, t, signed, strict=True)
     )
 
 
 def _only(comparison: Comparison, method: Method) -> Comparison:
-    return Comparison(**{**vars(comparison), "methods": (method,)})
+    return replace(comparison, methods=(method,))
 
 
 def _changed(matched: Sequence[tuple[Comparison, Method, Method]]) -> dict[str, tuple[str, str]]:

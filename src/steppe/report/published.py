@@ -132,8 +132,8 @@ def _figures(rows: list[dict[str, str]], comparison: Comparison, dataset: str) -
 def _notes(comparison: Comparison, dataset: str, steps: list[int], full: int) -> Iterator[str]:
     network = NETWORKS.get(dataset, "ResNet-50")
     yield (
-        f"Published rows are others' figures, by DomainBed's protocol ({network}, {full:,} steps, three seeds); they are "
-        "in no rank and no test."
+        f"Published rows are others' figures, by DomainBed's protocol ({network}, {full:,} steps, three seeds); they "
+        "are in no rank and no test."
     )
     if steps[0] < full - 1:
         yield f"Some of the own runs are shorter: {steps[0]:,} steps."

@@ -160,6 +160,7 @@ def tests_table(tests: Family) -> Table:
                 ),
             )
         )
+    marked = any(entry.place for row in rows for entry in row.entries)
     return Table(
         caption="Differences of held-out accuracy in points, and p-values with Holm's correction "
         f"({_count(len(tests.pairs), 'test')} of each kind).",
@@ -167,10 +168,7 @@ def tests_table(tests: Family) -> Table:
         heading="Methods",
         columns=("pairs", "difference", "95 % interval", "paired t", "signed-rank"),
         rows=tuple(rows),
-        notes=(
-            *tests.remarks,
-            *(["Bold: at most 0.05."] if any(entry.place for row in rows for entry in row.entries) else []),
-        ),
+        notes=(*tests.remarks, *(["Bold: at most 0.05."] if marked else [])),
     )
 
 

@@ -37,6 +37,7 @@ from steppe.training.progress import Report, Silent
 from steppe.training.results import RESULT, Result, read_result
 from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
+from steppe.training.sharpness import held_out_sharpness
 from steppe.training.stopwatch import Stopwatch
 
 EVALUATION_BATCH = 64
@@ -158,8 +159,9 @@ class Trainer:
                     evaluation = self._evaluate(session, interruption)
                     if session.method.average is None:
                         session.selection.consider(step, evaluation, session.model)
+                    sharpness = self._sharpness(session)
                 session.method.evaluated(evaluation.validation_loss)
-                measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+                measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, **sharpness}
                 metrics.write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
                 self.report.evaluated(step, evaluation.validation_accuracy, loss, session.step_seconds[-1])
             if saves:
@@ -202,6 +204,17 @@ class Trainer:
         if broken:
             self._stop(session, f"the loss on {', '.join(broken)} is not finite in the evaluation", broken)
         return evaluation
+
+    def _sharpness(self, session: Session) -> dict[str, float]:
+        wanted = self.machine.sharpness
+        if wanted is None:
+            return {}
+        transform = input_transform(self.dataset, session.model, self.config.image_size, augment=False)
+
+        def loader(indices: NDArray[np.int64], size: int) -> Iterable[tuple[Tensor, Tensor]]:
+            return evaluation_loader(self.dataset, self.config.held_out, indices, batch_size=size, transform=transform)
+
+        return held_out_sharpness(session.model, self.splits, loader, batches=wanted)
 
     def _settle(self, session: Session, interruption: Interruption) -> Settled:
         wanted = session.batch_norm_batches

@@ -65,7 +65,7 @@ def write_radius(found: LargestRadius, root: Path, settings: Settings) -> Path:
 
 
 def found_radii(root: Path) -> Iterator[LargestRadius]:
-    """What searches in the store ``root`` found; files that cannot be read are passed over: the runs are there still."""
+    """What searches in the store ``root`` found; a file that cannot be read is passed over, as its runs are there."""
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -134,7 +134,7 @@ def test_a_run_that_fails_for_another_reason_stops_the_search(
         raise MemoryError("out of memory")
 
     monkeypatch.setattr("steppe.training.trainer.Trainer.fit", crash)
-    with pytest.raises(SteppeError, match="not for its loss.*out of memory"):
+    with pytest.raises(SteppeError, match=r"not for its loss.*out of memory"):
         search(drawings, tmp_path)
 
 

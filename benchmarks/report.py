@@ -1,7 +1,7 @@
 """How long it takes to read, tabulate and draw a store of thousands of runs, and how much memory.
 
     python benchmarks/report.py --from RUNS              # 10,000 runs made of those in RUNS
-    python benchmarks/report.py --from RUNS --runs 2000 --store /somewhere/large
+    python benchmarks/report.py --from RUNS --runs 2000 --inside /mnt/shared
 
 The store is made of real ones: every run has the config.json and result.json of a run in RUNS, byte for byte in their
 form, with other settings (draws of learning rate, radius and weight decay, as a search makes them), other seeds and
@@ -180,9 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="pattern", type=Path, required=True, metavar="RUNS", help="a store of real runs")
     parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--store", type=Path, help="where the store is made; a temporary folder by default")
+    parser.add_argument("--inside", type=Path, help="the folder in which the store is made, and deleted again")
     arguments = parser.parse_args()
-    root = arguments.store or Path(tempfile.mkdtemp(prefix="steppe-report-"))
+    root = Path(tempfile.mkdtemp(prefix="steppe-report-", dir=arguments.inside))
     try:
         make(root / "runs", patterns_of(arguments.pattern), arguments.runs)
         report(root / "runs", root)

@@ -23,7 +23,7 @@ from steppe.report.markdown import markdown
 from steppe.report.ranking import spread
 from steppe.report.significance import family
 from steppe.report.statistics import Comparison
-from steppe.report.tables import Entry, Row, Table, dataset_table, overall_table, tests_table
+from steppe.report.tables import Entry, Row, Table, dataset_table, overall_table, table_of_tests
 
 EVIL = r"50% of_{this} & that $x^2$ ~#\input|<b>**`[a](b)"
 
@@ -36,7 +36,7 @@ def made(root: Path) -> tuple[Comparison, ...]:
 
 def every_table(root: Path) -> list[Table]:
     comparisons = made(root)
-    return [*map(dataset_table, comparisons), overall_table(comparisons), tests_table(family(comparisons))]
+    return [*map(dataset_table, comparisons), overall_table(comparisons), table_of_tests(family(comparisons))]
 
 
 def cells(line: str) -> list[str]:
@@ -165,7 +165,7 @@ def test_latex_compiles_whatever_the_names(tmp_path: Path) -> None:
 def test_the_table_of_tests(tmp_path: Path) -> None:
     comparisons = made(tmp_path)
     tests = family(comparisons)
-    table = tests_table(tests)
+    table = table_of_tests(tests)
     assert [row.name for row in table.rows] == ["erm − sam", "erm − disam", "sam − disam"]
     for row, pair in zip(table.rows, tests.pairs, strict=True):
         assert row.entries[0].text == "4"

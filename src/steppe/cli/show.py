@@ -34,12 +34,14 @@ def run_report(options: Report) -> int:
 
 
 def _page(options: Report, summary: Summary, other: Summary | None) -> None:
-    from steppe.report.page import Extras, write_page
+    from steppe.report.page import NAME, Extras, write_page
     from steppe.report.terminal import print_plain, print_table
 
     console: Console = plain_console()
     extras = Extras(published=options.published, unit=options.pairs, baseline=options.baseline, against=other)
-    page = write_page(summary.runs.root or options.runs, options.out, summary=summary, extras=extras)
+    folder = options.runs if options.runs.is_dir() else options.runs.parent
+    out = folder / NAME if options.out is None else options.out
+    page = write_page(summary.runs.root or folder, out, summary=summary, extras=extras)
     print_table(summary, console)
     for table in _further(options, summary, other, every=False):
         console.print()
@@ -68,7 +70,7 @@ def _further(options: Report, summary: Summary, other: Summary | None, *, every:
     """The tables over all data sets: those that say something here, or that were asked for."""
     from steppe.report.against import against, against_table
     from steppe.report.significance import family
-    from steppe.report.tables import overall_table, tests_table
+    from steppe.report.tables import overall_table, table_of_tests
 
     found: list[Table] = []
     comparisons = summary.comparisons
@@ -76,7 +78,7 @@ def _further(options: Report, summary: Summary, other: Summary | None, *, every:
         found.append(overall_table(comparisons))
     tests = family(comparisons, unit=options.pairs, against=options.baseline)
     if tests.pairs and (every or options.baseline is not None):
-        found.append(tests_table(tests))
+        found.append(table_of_tests(tests))
     if other is not None:
         found.append(against_table(against(summary, other), (str(options.runs), str(options.against))))
     return found

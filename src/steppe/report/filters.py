@@ -12,11 +12,14 @@ from steppe.report.runs import Run, Runs
 from steppe.report.settings import HYPER, settings_of
 from steppe.training.recipes import parse as recipe
 
-_KEYS: Mapping[str, Callable[[Run], str]] = {
-    "dataset": lambda run: run.dataset,
-    "held-out": lambda run: run.held_out,
-    "algorithm": lambda run: run.algorithm,
-    "seed": lambda run: str(run.seed),
+Reader = Callable[[Run], tuple[str, ...]]
+"""What a run has under a key: no value, one, or those of several words."""
+
+_KEYS: Mapping[str, Reader] = {
+    "dataset": lambda run: (run.dataset,),
+    "held-out": lambda run: (run.held_out,),
+    "algorithm": lambda run: (run.algorithm,),
+    "seed": lambda run: (str(run.seed),),
 }
 
 
@@ -37,11 +40,11 @@ class Only:
         kept = list(runs)
         for key, values in self.wanted.items():
             read = _reader(key, runs)
-            there = {read(run) for run in runs} - {None}
+            there = {other for run in runs for other in read(run)}
             for value in values:
                 if not any(_same(key, value, other) for other in there):
-                    raise unknown_name(key, value, sorted(str(other) for other in there))
-            kept = [run for run in kept if any(_same(key, value, read(run)) for value in values)]
+                    raise unknown_name(key, value, sorted(there))
+            kept = [run for run in kept if any(_same(key, value, other) for other in read(run) for value in values)]
         if not kept:
             raise SteppeError(f"no run in {runs.root} has all of: {self}")
         return Runs(kept, root=runs.root, unfinished=runs.unfinished, failures=runs.failures, problems=runs.problems)
@@ -67,35 +70,38 @@ def only(words: Sequence[str]) -> Only:
     return Only(wanted)
 
 
-def _reader(key: str, runs: Runs) -> Callable[[Run], str | None]:
+def _reader(key: str, runs: Runs) -> Reader:
+    """How a key is read off a run: a bare name of a hyper-parameter is that of every word that has it."""
     if key in _KEYS:
         return _KEYS[key]
     names: dict[str, None] = {}
     seen: set[str] = set()
     for run in runs:
-        kind = json.dumps(sorted(run.config), default=str) + json.dumps(sorted(run.config.get(HYPER) or {}))
+        kind = json.dumps([list(run.config), list(run.config.get(HYPER) or {})])
         if kind not in seen:
             seen.add(kind)
             names |= dict.fromkeys(settings_of(run.config))
-    for name in (key, key.replace("-", "_"), f"{HYPER}.{key}"):
-        if name in names:
-            return lambda run, name=name: _text(settings_of(run.config).get(name))  # type: ignore[misc]
-    ends = [name for name in names if name.startswith(f"{HYPER}.") and name.rpartition(".")[2] == key]
-    if len(ends) == 1:
-        return lambda run: _text(settings_of(run.config).get(ends[0]))
-    if ends:
-        shown = ", ".join(name.removeprefix(f"{HYPER}.") for name in ends)
-        raise SteppeError(f"{key} is not clear: it may be {shown}")
-    raise unknown_name("field", key, [*_KEYS, *(name.removeprefix(f"{HYPER}.") for name in names)])
+    wanted = {key, key.replace("-", "_"), f"{HYPER}.{key}"}
+    meant = [
+        name for name in names if name in wanted or (name.startswith(f"{HYPER}.") and name.rpartition(".")[2] == key)
+    ]
+    if not meant:
+        raise unknown_name("field", key, [*_KEYS, *(name.removeprefix(f"{HYPER}.") for name in names)])
+
+    def read(run: Run) -> tuple[str, ...]:
+        settings = settings_of(run.config)
+        return tuple(_text(settings[name]) for name in meant if settings.get(name) is not None)
+
+    return read
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else value if isinstance(value, str) else json.dumps(value)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _same(key: str, wanted: str, found: str | None) -> bool:
-    if found is None or wanted == found:
-        return wanted == found
+def _same(key: str, wanted: str, found: str) -> bool:
+    if wanted == found:
+        return True
     if key == "algorithm":
         return _canonical(wanted) == found
     try:

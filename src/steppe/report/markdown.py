@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from steppe.report.ranking import spread
 from steppe.report.tables import Entry, Row, Table
@@ -48,5 +48,5 @@ def _entry(entry: Entry) -> str:
     return {1: f"**{text}**", 2: f"*{text}*"}.get(entry.place, text)
 
 
-def _line(cells: object) -> str:
-    return "| " + " | ".join(cells) + " |"  # type: ignore[call-overload,no-any-return]
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

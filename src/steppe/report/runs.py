@@ -188,7 +188,7 @@ def _run_folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _load(index: Index, folder: Path, root: Path) -> Run:
-    config, result = index.load(folder, os.path.relpath(folder, root))
+    config, result = index.load(folder, folder.relative_to(root).as_posix())
     return Run(path=folder, config=config, result=result)
 
 

@@ -125,10 +125,9 @@ def overall_table(comparisons: Sequence[Comparison]) -> Table:
     ranks = [f"{row.rank:.2f}" if row.rank is not None else "" for row in summary.rows]
     order = sorted({rank for rank in ranks if rank}, key=float)
     finished = tuple(
-        Row(row.name, (*row.entries, Entry(text=rank, place=_place(rank, order)))) if rank else
-        Row(row.name, (*row.entries, Entry()))
+        Row(row.name, (*row.entries, Entry(text=rank, place=_place(rank, order))))
         for row, rank in zip(marked, ranks, strict=True)
-    )  # fmt: skip
+    )
     return Table(
         caption="Accuracy in % on held-out domains, averaged over them: mean ± standard error over seeds.",
         key="all data sets",
@@ -143,7 +142,7 @@ def overall_table(comparisons: Sequence[Comparison]) -> Table:
     )
 
 
-def tests_table(tests: Family) -> Table:
+def table_of_tests(tests: Family) -> Table:
     """The tests of one family: differences in points, their intervals, and corrected p-values."""
     rows = []
     for pair in tests.pairs:
@@ -177,7 +176,7 @@ def _placed(rows: Sequence[tuple[str, Sequence[Estimate | None]]]) -> tuple[Row,
     width = len(rows[0][1]) if rows else 0
     marks: list[list[int]] = []
     for column in range(width):
-        shown = [None if values[column] is None else percent(values[column].mean) for _, values in rows]
+        shown = [_printed(values[column]) for _, values in rows]
         order = sorted({text for text in shown if text is not None}, key=float, reverse=True)
         several = sum(text is not None for text in shown) > 1 and len(order) > 1
         marks.append([_place(text, order) if several and text is not None else 0 for text in shown])
@@ -185,6 +184,10 @@ def _placed(rows: Sequence[tuple[str, Sequence[Estimate | None]]]) -> tuple[Row,
         Row(name, tuple(Entry(value, marks[column][line]) for column, value in enumerate(values)))
         for line, (name, values) in enumerate(rows)
     )
+
+
+def _printed(value: Estimate | None) -> str | None:
+    return None if value is None else percent(value.mean)
 
 
 def _place(text: str, order: Sequence[str]) -> int:

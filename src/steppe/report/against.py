@@ -67,15 +67,23 @@ def against(ours: Summary, theirs: Summary) -> Against:
     for comparison in ours.comparisons:
         partner = other.get(_identity(comparison))
         seen.add(_identity(comparison))
-        left = list(partner.methods) if partner else []
-        for method in comparison.methods:
-            found = _partner(method, left)
-            if found is None:
-                alone[0].append(f"{method.name} on {comparison.name}")
-            else:
-                left.remove(found)
-                matched.append((comparison, method, found))
-        alone[1].extend(f"{method.name} on {comparison.name}" for method in left)
+        partners = _partners(comparison.methods, partner.methods if partner else ())
+        matched += [
+            (comparison, method, partners[place])
+            for place, method in enumerate(comparison.methods)
+            if place in partners
+        ]
+        alone[0].extend(
+            f"{method.name} on {comparison.name}"
+            for place, method in enumerate(comparison.methods)
+            if place not in partners
+        )
+        taken = {id(method) for method in partners.values()}
+        alone[1].extend(
+            f"{method.name} on {comparison.name}"
+            for method in (partner.methods if partner else ())
+            if id(method) not in taken
+        )
     for identity, comparison in other.items():
         if identity not in seen:
             alone[1].extend(f"{method.name} on {comparison.name}" for method in comparison.methods)
@@ -125,12 +133,31 @@ def _identity(comparison: Comparison) -> tuple[str, str, str, str]:
     return comparison.dataset, comparison.fingerprint, split, comparison.answer
 
 
-def _partner(method: Method, others: Sequence[Method]) -> Method | None:
-    same = [other for other in others if other.algorithm == method.algorithm]
-    equal = [other for other in same if settings_key(other.settings) == settings_key(method.settings)]
-    named = [other for other in same if other.name == method.name]
-    chosen = equal or named or (same if len(same) == 1 else [])
-    return chosen[0] if chosen else None
+def _partners(ours: Sequence[Method], theirs: Sequence[Method]) -> dict[int, Method]:
+    """Place among ours -> its partner: first those of equal settings, then of equal names, then the lone ones of an
+    algorithm on both sides."""
+    found: dict[int, Method] = {}
+    left = list(theirs)
+
+    def take(place: int, other: Method) -> None:
+        found[place] = other
+        left[:] = [method for method in left if method is not other]
+
+    for same in (_equal, lambda one, other: one.name == other.name):
+        for place, method in enumerate(ours):
+            partner = next((other for other in left if same(method, other)), None)
+            if place not in found and partner is not None:
+                take(place, partner)
+    for algorithm in dict.fromkeys(method.algorithm for method in ours):
+        mine = [place for place, method in enumerate(ours) if method.algorithm == algorithm]
+        others = [method for method in theirs if method.algorithm == algorithm]
+        if len(mine) == len(others) == 1 and mine[0] not in found:
+            take(mine[0], others[0])
+    return found
+
+
+def _equal(one: Method, other: Method) -> bool:
+    return one.algorithm == other.algorithm and settings_key(one.settings) == settings_key(other.settings)
 
 
 def _differences(comparison: Comparison, ours: Method, theirs: Method) -> list[Difference]:

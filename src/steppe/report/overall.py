@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from steppe.report.statistics import Comparison, Estimate
+from steppe.report.statistics import Comparison, Estimate, algorithm_order
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Overall:
 
     Attributes:
         datasets: names of the comparisons, in the order of the columns.
-        rows: the methods, in the order in which they first appear.
+        rows: the methods, in the order of their algorithms.
         cells: how many (data set, held-out domain) pairs the ranks rest on.
         ranked: how many methods share them.
     """
@@ -50,7 +50,8 @@ class Overall:
 def overall(comparisons: Sequence[Comparison]) -> Overall:
     """DomainBed's last table (Gulrajani and Lopez-Paz 2021, table 4): per data set the mean over held-out domains, each
     seed's taken first, with its standard error over seeds; then the mean over data sets."""
-    names = list(dict.fromkeys(method.name for comparison in comparisons for method in comparison.methods))
+    known = {method.name: method.algorithm for comparison in comparisons for method in comparison.methods}
+    names = sorted(known, key=lambda name: algorithm_order(known[name]))
     ranks, cells = average_ranks(comparisons)
     rows = []
     for name in names:

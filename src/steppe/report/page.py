@@ -160,7 +160,11 @@ def _over_data_sets(summary: Summary, extras: Extras) -> Family | None:
 
 
 def _against(summary: Summary, extras: Extras) -> Table | None:
-    return None if extras.against is None else against_table(against(summary, extras.against))
+    if extras.against is None:
+        return None
+    roots = [found.runs.root.resolve().name if found.runs.root else "" for found in (summary, extras.against)]
+    ours, theirs = roots if roots[0] != roots[1] and all(roots) else ("these", "those")
+    return against_table(against(summary, extras.against), (ours, theirs))
 
 
 def has_spread(comparison: Comparison) -> bool:

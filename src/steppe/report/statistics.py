@@ -178,7 +178,7 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
     for run in runs:
         by_algorithm[run.algorithm][settings_key(settings_of(run.config))].append(run)
     methods = []
-    for algorithm in sorted(by_algorithm, key=_algorithm_order):
+    for algorithm in sorted(by_algorithm, key=algorithm_order):
         groups = sorted(by_algorithm[algorithm].values(), key=lambda group: _natural(settings_of(group[0].config)))
         names = differing([settings_of(group[0].config) for group in groups])
         for group in groups:
@@ -261,7 +261,7 @@ def _with_ratio(method: Method, methods: Sequence[Method]) -> Method:
     return method
 
 
-def _algorithm_order(algorithm: str) -> tuple[int, str]:
+def algorithm_order(algorithm: str) -> tuple[int, str]:
     """Plain training first, then the well-known methods in the order of their publication, then by name."""
     known = KNOWN_ORDER.index(algorithm) if algorithm in KNOWN_ORDER else len(KNOWN_ORDER)
     return known, algorithm

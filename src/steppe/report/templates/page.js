@@ -185,6 +185,7 @@
   function panelGrid(element, names, own = false) {
     const columns = Math.max(1, Math.min(names.length, Math.floor(element.clientWidth / 250))), rows = Math.max(1, Math.ceil(names.length / columns));
     element.style.height = `${rows * 235 + 30}px`;
+    if (!printing) { element.style.width = rows === 1 && element.clientWidth > 420 * names.length ? `${420 * names.length}px` : ""; }
     const gap = { x: 34 / element.clientWidth, y: (own ? 74 : 52) / (rows * 235) };
     const size = { x: (1 - gap.x * (columns - 1)) / columns, y: (1 - gap.y * (rows - 1)) / rows };
     const id = (place) => (place ? String(place + 1) : ""), axes = {}, titles = [];

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from steppe.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from steppe.report.frame import run_frame as run_frame
     from steppe.report.page import write_page as write_page
+    from steppe.report.plans import open_runs as open_runs
     from steppe.report.runs import Problem as Problem
     from steppe.report.runs import Run as Run
     from steppe.report.runs import Runs as Runs
     from steppe.report.runs import UnreadableFile as UnreadableFile
     from steppe.report.runs import load_runs as load_runs
+    from steppe.report.significance import family as family
     from steppe.report.statistics import Summary as Summary
     from steppe.report.statistics import summarise as summarise
     from steppe.report.terminal import print_table as print_table
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
 # The store is read without the libraries that draw; so nothing is imported before it is asked for.
 _HOMES: dict[str, tuple[str, ...]] = {
     "runs": ("load_runs", "Run", "Runs", "Problem", "UnreadableFile"),
+    "plans": ("open_runs",),
+    "frame": ("run_frame",),
     "statistics": ("summarise", "Summary"),
+    "significance": ("family",),
     "terminal": ("print_table",),
     "page": ("write_page",),
 }

@@ -142,14 +142,16 @@ def choices(summary: Summary) -> dict[str, list[str]]:
 
 
 def reach(tests: Family) -> float:
-    """The largest distance from zero that a difference or an end of its interval has: the half-width of a drawing."""
+    """The half-width of a drawing of intervals: as far as they reach, but no wider than three times the largest
+    difference, so that one interval of two pairs does not leave the others no room."""
     ends = [abs(end) for pair in tests.pairs for end in (pair.difference, pair.low, pair.high) if end is not None]
-    return max(ends, default=0.0) or 1.0
+    most = 3 * max((abs(pair.difference) for pair in tests.pairs), default=0.0)
+    return min(max(ends, default=0.0), most) or 1.0
 
 
 def scale(value: float, reach: float) -> str:
-    """Where a difference lies in a drawing from 0 to 100 whose middle is zero."""
-    return f"{50 + 48 * value / reach:.2f}"
+    """Where a difference lies in a drawing from 0 to 100 whose middle is zero; what is further out is cut off."""
+    return f"{min(100.0, max(0.0, 50 + 48 * value / reach)):.2f}"
 
 
 def _over_data_sets(summary: Summary, extras: Extras) -> Family | None:

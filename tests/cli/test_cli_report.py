@@ -153,4 +153,5 @@ def test_a_search_for_the_largest_radius(drawings: Path, tmp_path: Path, capsys:
     assert f"{runs}" in text
     assert run([*arguments, *small]) == 0  # everything is there
     assert run(["report", str(out)]) in (0, 2)  # 2: where every run broke down, there is nothing to report
+    capsys.readouterr()
     assert "no radius rho" in complaint(capsys, *arguments[:4], "--algorithms", "erm", "--out", out)

@@ -93,8 +93,10 @@ def test_the_runs_of_one_sweep(store: Path) -> None:
     (failed / "failure.json").write_text(json.dumps({"error": "boom"}))
     plan = store / "sweeps" / "0123456789ab"
     plan.mkdir(parents=True)
-    planned = [{"id": run, "path": f"emoji/sam/line/{run}"} for run in [*chosen, failed.name]]
-    (plan / "sweep.json").write_text(json.dumps({"id": "0123456789ab", "command": "steppe bench", "runs": planned}))
+    first, *rest = [{"id": run, "path": f"emoji/sam/line/{run}"} for run in [*chosen, failed.name]]
+    draws = [{"draw": 0, "values": {}, "run": first, "crossed": {str(place): run for place, run in enumerate(rest)}}]
+    cells = [{"dataset": "emoji", "algorithm": "sam", "held_out": "line", "seed": 0, "draws": draws}]
+    (plan / "sweep.json").write_text(json.dumps({"version": 1, "id": "0123456789ab", "cells": cells}))
     for place in (plan, plan / "sweep.json"):
         found = open_runs(place)
         assert sorted(run.id for run in found) == sorted(chosen)

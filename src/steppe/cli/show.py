@@ -38,12 +38,13 @@ def _page(options: Report, summary: Summary, other: Summary | None) -> None:
     from steppe.report.terminal import print_plain, print_table
 
     console: Console = plain_console()
+    further = _further(options, summary, other, every=False)  # first: it complains of a method that is not there
     extras = Extras(published=options.published, unit=options.pairs, baseline=options.baseline, against=other)
     folder = options.runs if options.runs.is_dir() else options.runs.parent
     out = folder / NAME if options.out is None else options.out
     page = write_page(summary.runs.root or folder, out, summary=summary, extras=extras)
     print_table(summary, console)
-    for table in _further(options, summary, other, every=False):
+    for table in further:
         console.print()
         print_plain(table, console)
     console.print(f"\npage: {page}", soft_wrap=True)

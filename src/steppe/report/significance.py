@@ -187,7 +187,7 @@ def compare(first: str, second: str, ours: Outcomes, theirs: Outcomes, unit: Uni
         differences += within if unit == "runs" else ([float(np.mean(within))] if within else [])
     if not differences:
         return None
-    d = np.round(np.asarray(differences, dtype=np.float64), EQUAL)
+    d: NDArray[np.float64] = np.asarray(differences, dtype=np.float64).round(EQUAL)
     low, high, t = paired_t(d)
     return Pair(
         first=first,

@@ -264,10 +264,10 @@ def _sensitivity(item: Sensitivity, chosen: Mapping[str, Ink]) -> dict[str, Any]
 
 def _rounded(curve: dict[str, Any]) -> dict[str, Any]:
     """The curve with seven significant digits, which is more than a chart can show."""
-    short = {
-        name: [float(f"{value:.7g}") for value in curve[name]] for name in ("loss", "scaled", "values") if name in curve
+    return {
+        name: [float(f"{number:.7g}") for number in value] if name in ("loss", "scaled", "values") else value
+        for name, value in curve.items()
     }
-    return {**curve, **short}
 
 
 def selected(run: Run) -> str:

@@ -41,9 +41,9 @@ def sharpness_curves(
             measured = {run.id: values for run in cell.runs[:seeds] if (values := gradient_variances(run))}
             if measured:
                 steps, logs = mean_curve(list(measured.values()))
-                values = tuple(math.exp(value) for value in logs)
-                if values:
-                    found.append(SharpnessCurve(method.name, held_out, tuple(map(int, steps)), values, tuple(measured)))
+                means = tuple(math.exp(value) for value in logs)
+                if means:
+                    found.append(SharpnessCurve(method.name, held_out, tuple(map(int, steps)), means, tuple(measured)))
     return found
 
 

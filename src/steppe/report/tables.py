@@ -204,7 +204,7 @@ def _published_row(figure: Figure, held_out: Sequence[str], columns: Sequence[st
 def _seeds(comparison: Comparison) -> str:
     counts = sorted({cell.held_out.n for method in comparison.methods for cell in method.cells.values()})
     several = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else _count(counts[0], "seed")
-    steps = sorted({run.result.get("steps") for run in comparison.runs} - {None})
+    steps = sorted({int(run.result["steps"]) for run in comparison.runs if "steps" in run.result})
     networks = list(dict.fromkeys(str(run.config.get("backbone")) for run in comparison.runs))
     trained = f", {' or '.join(f'{step:,}' for step in steps)} steps" if steps else ""
     return (

@@ -48,9 +48,9 @@ methods = sum(len(comparison.methods) for comparison in summary.comparisons)
 if what == "tables":
     from steppe.report.latex import latex
     from steppe.report.significance import family
-    from steppe.report.tables import dataset_table, overall_table, tests_table
+    from steppe.report.tables import dataset_table, overall_table, table_of_tests
     tables = [*map(dataset_table, summary.comparisons), overall_table(summary.comparisons)]
-    text = latex([*tables, tests_table(family(summary.comparisons))])
+    text = latex([*tables, table_of_tests(family(summary.comparisons))])
 elif what == "page":
     from steppe.report import write_page
     write_page(root, sys.argv[3], summary=summary)

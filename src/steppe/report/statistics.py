@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from steppe.report.runs import Run, Runs
-from steppe.report.settings import differing, label, settings_key, settings_of, shared_settings
+from steppe.report.settings import labels, settings_key, settings_of, shared_settings
 
 BASELINE = "erm"
 KNOWN_ORDER = ("erm", "sam", "asam", "gsam", "sagm", "disam")
@@ -180,10 +180,8 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
     methods = []
     for algorithm in sorted(by_algorithm, key=algorithm_order):
         groups = sorted(by_algorithm[algorithm].values(), key=lambda group: _natural(settings_of(group[0].config)))
-        names = differing([settings_of(group[0].config) for group in groups])
-        for group in groups:
-            settings = settings_of(group[0].config)
-            methods.append(_method(label(algorithm, settings, names), group, held_out))
+        names = labels(algorithm, [settings_of(group[0].config) for group in groups])
+        methods += [_method(name, group, held_out) for name, group in zip(names, groups, strict=True)]
     first = runs[0]
     return Comparison(
         name=name,

@@ -219,6 +219,7 @@
     const value = (point) => (domain === "" ? point.average : point.held_out[domain] || null);
     const name = (line) => (line.fixed ? `${line.algorithm} (${line.fixed})` : line.algorithm);
     const panels = comparison.sensitivities, traces = [], legend = new Map();
+    const crowded = panels.some((panel) => panel.single.length > 40);
     const grid = panelGrid(element, panels.map((panel) => panel.parameter), true);
     panels.forEach((panel, place) => {
       const id = grid.id(place), values = new Set(), axis = grid.axes[`xaxis${id}`];
@@ -229,14 +230,14 @@
         traces.push({
           type: "scatter", mode: joined ? "lines+markers" : "markers", name: name(line), x: points.map((point) => point.value), y: found.map((each) => 100 * each.mean),
           xaxis: `x${id}`, yaxis: `y${id}`, line: { color: colour, width: 1.8 }, cliponaxis: false,
-          marker: joined ? { color: colour, size: 7 } : { color: style("--paper"), size: 8, line: { color: colour, width: 1.6 } },
-          error_y: { type: "data", array: found.map((each) => 100 * (each.error || 0)), visible: found.some((each) => each.error !== null), color: colour, thickness: 1.2, width: 3 },
+          marker: joined ? { color: colour, size: 7 } : { color: style("--paper"), size: crowded ? 5 : 8, opacity: crowded ? 0.75 : 1, line: { color: colour, width: crowded ? 1.2 : 1.6 } },
+          error_y: { type: "data", array: found.map((each) => 100 * (each.error || 0)), visible: (joined || !crowded) && found.some((each) => each.error !== null), color: colour, thickness: 1.2, width: 3 },
           hoverinfo: "text", hovertext: points.map((point, at) => `<b>${text(name(line))}</b><br>${text(panel.parameter)} ${point.value}: ${spread(found[at])} %`),
         });
         legend.set(line.algorithm, { title: line.algorithm, dash: "solid", light: line.ink.light, dark: line.ink.dark });
       });
       const ticks = [...values].sort((one, other) => one - other);
-      if (panel.logarithmic) { axis.type = "log"; }
+      if (panel.logarithmic) { Object.assign(axis, { type: "log", dtick: 1, exponentformat: "power" }); }
       if (ticks.length <= 6) { Object.assign(axis, { tickmode: "array", tickvals: ticks, ticktext: ticks.map(String) }); }
     });
     drawPanels(element, traces, grid, "", { nticks: 6, ticksuffix: " %" });

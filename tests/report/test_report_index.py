@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from made_up_runs import write_benchmark, write_run
 
-from steppe.report import Runs, UnreadableFile, index, load_runs, summarise
+from steppe.report import Runs, UnreadableFile, index, load_runs, reading, summarise
 from steppe.report.index import NAME, Index
 
 
@@ -25,13 +25,14 @@ def _worth_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files of runs that were opened, as they are."""
     found: list[Path] = []
-    read = index.read_object
+    read = reading.read_text
 
-    def reading(path: Path) -> dict[str, Any]:
+    def noted(path: Path) -> str:
         found.append(path)
         return read(path)
 
-    monkeypatch.setattr(index, "read_object", reading)
+    monkeypatch.setattr(index, "read_text", noted)
+    monkeypatch.setattr(reading, "read_text", noted)
     return found
 
 
@@ -223,9 +224,28 @@ def test_runs_share_what_they_have_in_common(tmp_path: Path) -> None:
 def test_an_index_knows_what_it_opened(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     one = Index(tmp_path)
-    one.load(folder, folder.relative_to(tmp_path).as_posix())
+    assert len(list(one.load([folder]))) == 1
     one.save()
     assert one.opened == 1
     other = Index(tmp_path)
-    other.load(folder, folder.relative_to(tmp_path).as_posix())
+    assert len(list(other.load([folder]))) == 1
     assert other.opened == 0
+
+
+@pytest.mark.parametrize("portion", [1, 2, 5, 1000])
+def test_threads_that_read_ahead_change_neither_order_nor_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portion: int
+) -> None:
+    write_benchmark(tmp_path, seeds=3)
+    folders = sorted(path.parent for path in tmp_path.rglob("result.json"))
+    (folders[3] / "result.json").write_text("{")
+    (folders[7] / "config.json").unlink()
+    reference = load_runs(tmp_path)
+    (tmp_path / NAME).unlink()
+    monkeypatch.setattr(index, "PORTION", portion)
+    monkeypatch.setattr(index, "AHEAD", 3)
+    for _ in range(2):
+        found = load_runs(tmp_path)
+        assert same(found, reference)
+        assert [run.path for run in found] == [path for path in folders if path not in (folders[3], folders[7])]
+        assert [problem.path.parent for problem in found.problems] == [folders[3], folders[7]]

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from steppe import __version__
-from steppe.report.reading import UnreadableFile, check, read_object
+from steppe.report.reading import UnreadableFile, as_object, check, read_object, read_text
 from steppe.training.files import OutputError, write_atomically
 from steppe.training.results import VERSION as RESULTS
 
@@ -29,6 +32,9 @@ RULES = [1, RESULTS, __version__]
 """By whose rules an index was made: its own, those of a result, and steppe's; others are not used."""
 WORTH = 100
 """An index is written when so many runs had to be read from their own files."""
+
+THREADS, PORTION, AHEAD = 8, 50, 16
+"""Threads that read, runs that one reads at a time, and how many such portions are on their way."""
 
 BULK = ("checkpoints", "loss")
 """Fields of ``result.json`` that no table needs: left where they are, and read when asked for."""
@@ -75,6 +81,20 @@ class StoredResult(Mapping[str, Any]):
         return len(self._content) + len(self._bulk)
 
 
+Loaded = tuple[dict[str, Any], StoredResult]
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """What the disk says of a run: that its files are as known (no texts), their texts, or an error."""
+
+    folder: Path
+    name: str
+    signature: Signature = field(default_factory=list)
+    texts: tuple[str, str] | None = None
+    error: UnreadableFile | None = None
+
+
 class Index:
     """The files of a store's runs, from the cache where that is still true of them.
 
@@ -90,31 +110,24 @@ class Index:
         self._places = {_text(part): place for place, part in enumerate(self._shared)}
         self._entries: dict[str, list[Any]] = {}
 
-    def load(self, folder: Path, name: str) -> tuple[dict[str, Any], StoredResult]:
-        """Config and result of the finished run in ``folder``.
+    def load(self, folders: Sequence[Path]) -> Iterator[Loaded | UnreadableFile]:
+        """Config and result of the finished run in each of the folders, in their order; or why there is none.
 
-        Args:
-            name: the folder as seen from the store's root.
-
-        Raises:
-            UnreadableFile: one of the files is missing, cannot be read, is not what it should be, or does not fit
-                the other.
+        Threads read ahead: what takes time on a disk that others share is waiting for it.
         """
-        files = (folder / "config.json", folder / "result.json")
-        signature = _signature(*files)
-        entry = self._known.get(name)
-        if entry is None or entry[0] != signature:
-            # Taken before the files are read: what changes in between is seen the next time.
-            config, result = map(read_object, files)
-            check(folder, config, result)
-            entry = self._condensed(signature, config, result)
-            self.opened += 1
-        self._entries[name] = entry
-        _, common, own, common_result, own_result, bulk = entry
-        return (
-            {**self._shared[common], **own},
-            StoredResult(files[1], {**self._shared[common_result], **own_result}, tuple(bulk)),
-        )
+        portions = [folders[start : start + PORTION] for start in range(0, len(folders), PORTION)]
+        if len(portions) < 2:
+            for folder in folders:
+                yield self._taken(self._fetched(folder))
+            return
+        with ThreadPoolExecutor(THREADS) as pool:
+            ahead = deque(pool.submit(self._portion, portion) for portion in portions[:AHEAD])
+            for place in range(len(portions)):
+                found = ahead.popleft().result()
+                if place + AHEAD < len(portions):
+                    ahead.append(pool.submit(self._portion, portions[place + AHEAD]))
+                for fetched in found:
+                    yield self._taken(fetched)
 
     def save(self) -> None:
         """Write the cache, where enough was read to be worth it; a store that cannot be written does without."""
@@ -138,6 +151,43 @@ class Index:
             return list(content["shared"]), dict(content["runs"])
         except (OSError, ValueError, TypeError, KeyError):
             return [], {}
+
+    def _portion(self, folders: Sequence[Path]) -> list[_Fetched]:
+        return [self._fetched(folder) for folder in folders]
+
+    def _fetched(self, folder: Path) -> _Fetched:
+        """What has to be asked of the disk; changes nothing here, so that threads may do it."""
+        name = folder.relative_to(self.path.parent).as_posix()
+        config, result = folder / "config.json", folder / "result.json"
+        try:
+            # Taken before the files are read: what changes in between is seen the next time.
+            signature = _signature(config, result)
+            known = self._known.get(name)
+            if known is not None and known[0] == signature:
+                return _Fetched(folder, name, signature)
+            return _Fetched(folder, name, signature, (read_text(config), read_text(result)))
+        except UnreadableFile as error:
+            return _Fetched(folder, name, error=error)
+
+    def _taken(self, fetched: _Fetched) -> Loaded | UnreadableFile:
+        folder, name = fetched.folder, fetched.name
+        if fetched.error is not None:
+            return fetched.error
+        if fetched.texts is None:
+            entry = self._known[name]
+        else:
+            try:
+                config = as_object(folder / "config.json", fetched.texts[0])
+                result = as_object(folder / "result.json", fetched.texts[1])
+                check(folder, config, result)
+            except UnreadableFile as error:
+                return error
+            entry = self._condensed(fetched.signature, config, result)
+            self.opened += 1
+        self._entries[name] = entry
+        _, common, own, common_result, own_result, bulk = entry
+        stored = StoredResult(folder / "result.json", {**self._shared[common_result], **own_result}, tuple(bulk))
+        return {**self._shared[common], **own}, stored
 
     def _condensed(self, signature: Signature, config: dict[str, Any], result: dict[str, Any]) -> list[Any]:
         """An entry: what many runs have in common is kept once, in memory too."""

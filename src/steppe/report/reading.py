@@ -80,7 +80,16 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UnreadableFile: it cannot be read, or holds something else.
     """
-    content = parse(path, read_text(path))
+    return as_object(path, read_text(path))
+
+
+def as_object(path: Path, text: str) -> dict[str, Any]:
+    """The JSON object that is the text of the file ``path``.
+
+    Raises:
+        UnreadableFile: the text is something else.
+    """
+    content = parse(path, text)
     if not isinstance(content, dict):
         raise UnreadableFile(path, "expected an object")
     return content

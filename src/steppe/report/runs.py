@@ -159,20 +159,27 @@ def load_runs(root: Path | str) -> Runs:
     found = Runs(root=root)
     seen: dict[str, Path] = {}
     index = Index(root)
+    finished = []
     for folder, names in _run_folders(root):
         try:
             if "result.json" in names:
-                run = _load(index, folder, root)
-                if run.id in seen:
-                    raise UnreadableFile(folder, f"the same run as {seen[run.id]}; counted once")
-                seen[run.id] = folder
-                found.append(run)
+                finished.append(folder)
             elif "failure.json" in names:
                 found.failures.append(_load_failure(folder))
             else:
                 found.unfinished.append(folder)
         except UnreadableFile as error:
             found.problems.append(Problem(error.path, error.message))
+    for folder, loaded in zip(finished, index.load(finished), strict=True):
+        if isinstance(loaded, UnreadableFile):
+            found.problems.append(Problem(loaded.path, loaded.message))
+            continue
+        run = Run(folder, *loaded)
+        if run.id in seen:
+            found.problems.append(Problem(folder, f"the same run as {seen[run.id]}; counted once"))
+            continue
+        seen[run.id] = folder
+        found.append(run)
     index.save()
     return found
 
@@ -185,11 +192,6 @@ def _run_folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
             subfolders.clear()
             yield Path(folder), names
         subfolders.sort()
-
-
-def _load(index: Index, folder: Path, root: Path) -> Run:
-    config, result = index.load(folder, folder.relative_to(root).as_posix())
-    return Run(path=folder, config=config, result=result)
 
 
 def _load_failure(folder: Path) -> Problem:

@@ -267,6 +267,7 @@ def test_the_runs_are_listed_in_portions(show: Any, tmp_path: Path, monkeypatch:
     write_benchmark(tmp_path, ("erm", "sam"), ("fluent", "line"), seeds=60)
     shown = show(write_page(tmp_path))
     shown.locator("details.runs summary").click()
+    shown.wait_for_selector(".run-table tbody tr")  # made when the browser says that the list was opened
     assert shown.locator(".run-table tbody tr").count() == 200
     assert shown.locator(".runs-shown").inner_text() == "200 of 240 shown"
     shown.locator(".more-runs").click()

@@ -182,12 +182,12 @@ def test_equal_settings_do_not_differ(settings: dict[str, object]) -> None:
 
 
 def test_drawn_numbers_are_as_short_as_tells_them_apart() -> None:
-    groups = [{"lr": 1.0278547e-05, "steps": 5}, {"lr": 1.0278999e-05, "steps": 5}, {"lr": 0.05, "steps": 5}]
+    groups = [({"lr": lr, "steps": 5}, ["lr"]) for lr in (1.0278547e-05, 1.0278999e-05, 0.05)]
     assert labels("sam", groups) == ["sam (lr=1.02785e-05)", "sam (lr=1.0279e-05)", "sam (lr=0.05)"]
     assert labels("sam", groups[1:]) == ["sam (lr=1.03e-05)", "sam (lr=0.05)"]
-    equal_but_for_the_last_digit = [{"lr": 0.1}, {"lr": 0.1 + 2**-56}]
-    assert len(set(labels("sam", equal_but_for_the_last_digit))) == 2
-    assert labels("sam", groups[:1]) == ["sam"]
+    nearly_equal = [({"lr": 0.1}, ["lr"]), ({"lr": 0.1 + 2**-56}, ["lr"])]
+    assert len(set(labels("sam", nearly_equal))) == 2
+    assert labels("sam", [({"lr": 0.1}, [])]) == ["sam"]
 
 
 def test_labels() -> None:

@@ -62,11 +62,11 @@ def against(ours: Summary, theirs: Summary) -> Against:
     """
     matched: list[tuple[Comparison, Method, Method]] = []
     alone: tuple[list[str], list[str]] = ([], [])
-    other = {_identity(comparison): comparison for comparison in theirs.comparisons}
+    other = {comparison.identity: comparison for comparison in theirs.comparisons}
     seen = set()
     for comparison in ours.comparisons:
-        partner = other.get(_identity(comparison))
-        seen.add(_identity(comparison))
+        partner = other.get(comparison.identity)
+        seen.add(comparison.identity)
         partners = _partners(comparison.methods, partner.methods if partner else ())
         matched += [
             (comparison, method, partners[place])
@@ -126,11 +126,6 @@ def against_table(found: Against, names: tuple[str, str] = ("these", "those")) -
         rows=rows,
         notes=tuple(notes),
     )
-
-
-def _identity(comparison: Comparison) -> tuple[str, str, str, str]:
-    split = str(comparison.methods[0].settings.get("split", ""))
-    return comparison.dataset, comparison.fingerprint, split, comparison.answer
 
 
 def _partners(ours: Sequence[Method], theirs: Sequence[Method]) -> dict[int, Method]:

@@ -39,12 +39,14 @@ class Extras:
         unit: what a test between two methods pairs.
         baseline: the method that every other is tested against; None for all pairs.
         against: other runs, to be compared with.
+        drawn: all runs of a store whose tables are about selected ones: what shows how hyper-parameters matter.
     """
 
     published: bool = False
     unit: Unit = "cells"
     baseline: str | None = None
     against: Summary | None = None
+    drawn: Summary | None = None
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,20 @@ def view(comparison: Comparison, extras: Extras | None = None, files: int = MOST
         curves=lines,
         problems=problems,
         sharpness=sharpness_curves(comparison, methods=first, seeds=limit),
-        sensitivities=sensitivities(comparison),
+        sensitivities=sensitivities(_drawn(comparison, extras.drawn)),
         tests=tests if tests.pairs else None,
         published=published(comparison) if extras.published else None,
         shown=shown,
         gallery=gallery(comparison, shown),
     )
+
+
+def _drawn(comparison: Comparison, everything: Summary | None) -> Comparison:
+    """The same pictures with all runs, where the comparison is about selected ones."""
+    for other in everything.comparisons if everything is not None else ():
+        if other.identity == comparison.identity:
+            return other
+    return comparison
 
 
 def _first(comparison: Comparison, result: Answer) -> list[str]:

@@ -59,11 +59,15 @@ def label(algorithm: str, settings: Mapping[str, Any], names: Sequence[str], dig
     return f"{algorithm} ({', '.join(shown)})" if shown else algorithm
 
 
-def labels(algorithm: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A label for each of the groups of an algorithm, all different; drawn numbers as short as that allows."""
-    names = differing(groups)
+def labels(algorithm: str, groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> list[str]:
+    """A label for each group of an algorithm's runs, all different; drawn numbers as short as that allows.
+
+    Args:
+        algorithm: of all of them.
+        groups: the settings of each, and the names of those that are to be shown.
+    """
     for digits in (3, 4, 6, None):
-        found = [label(algorithm, settings, names, digits) for settings in groups]
+        found = [label(algorithm, settings, names, digits) for settings, names in groups]
         if len(set(found)) == len(found):
             break
     return found

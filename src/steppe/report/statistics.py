@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from steppe.report.runs import Run, Runs
-from steppe.report.settings import labels, settings_key, settings_of, shared_settings
+from steppe.report.settings import differing, labels, settings_key, settings_of, shared_settings
 
 BASELINE = "erm"
 KNOWN_ORDER = ("erm", "sam", "asam", "gsam", "sagm", "disam")
@@ -93,6 +93,11 @@ class Comparison:
     @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(run for method in self.methods for run in method.runs)
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """Data set, contents, split and answer: of two comparisons equal exactly where the pictures are."""
+        return self.dataset, self.fingerprint, str(self.runs[0].config.get("split", "")), self.answer
 
     @property
     def selects_on_in_domain(self) -> bool:
@@ -180,8 +185,9 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
     methods = []
     for algorithm in sorted(by_algorithm, key=algorithm_order):
         groups = sorted(by_algorithm[algorithm].values(), key=lambda group: _natural(settings_of(group[0].config)))
-        names = labels(algorithm, [settings_of(group[0].config) for group in groups])
-        methods += [_method(name, group, held_out) for name, group in zip(names, groups, strict=True)]
+        names = differing([settings_of(group[0].config) for group in groups])
+        titles = labels(algorithm, [(settings_of(group[0].config), names) for group in groups])
+        methods += [_method(title, group, held_out) for title, group in zip(titles, groups, strict=True)]
     first = runs[0]
     return Comparison(
         name=name,

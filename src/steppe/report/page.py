@@ -16,12 +16,12 @@ from steppe.report.against import against, against_table
 from steppe.report.page_data import (
     MOST_FILES,
     View,
+    chosen_step,
     commands,
     finished,
     machines,
     page_data,
     run_path,
-    selected,
     settings_table,
     view,
 )
@@ -109,7 +109,7 @@ def render(summary: Summary, views: list[View], root: Path, extras: Extras | Non
         settings_table=settings_table,
         run_path=lambda run: run_path(run, root),
         has_spread=has_spread,
-        selected=selected,
+        chosen_step=chosen_step,
         open_table=len(runs) <= OPEN_TABLE_UP_TO,
         listed=len(runs) <= LISTED_UP_TO,
         choices=choices(summary),

@@ -147,7 +147,7 @@ def page_data(views: Sequence[View], root: Path) -> dict[str, Any]:
                 "seed": run.seed,
                 "repetition": "/".join(map(str, run.repetition)),
                 "selected_step": run.result["selected_step"],
-                "selected": selected(run),
+                "selected": chosen_step(run),
                 "validation_accuracy": run.result["validation_accuracy"],
                 "held_out_accuracy": run.held_out_accuracy,
                 "held_out_accuracy_all": run.held_out_accuracy_all,
@@ -280,7 +280,7 @@ def _rounded(curve: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def selected(run: Run) -> str:
+def chosen_step(run: Run) -> str:
     """The selected step, or the first and the last of those whose weights are averaged."""
     average = run.result.get("average")
     start = f"{average['start']}–" if isinstance(average, Mapping) and "start" in average else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,9 @@ class Only:
             kept = [run for run in kept if any(_same(key, value, other) for other in read(run) for value in values)]
         if not kept:
             raise SteppeError(f"no run in {runs.root} has all of: {self}")
-        return Runs(kept, root=runs.root, unfinished=runs.unfinished, failures=runs.failures, problems=runs.problems)
+        part = copy(runs)  # with everything else that is known of the store
+        part[:] = kept
+        return part
 
     def __str__(self) -> str:
         return " ".join(f"{key}={','.join(values)}" for key, values in self.wanted.items())

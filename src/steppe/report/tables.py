@@ -96,7 +96,8 @@ def dataset_table(comparison: Comparison, metric: Metric = "held-out", published
         if len(columns) > len(values):
             values.append(_OF_AVERAGE[metric](method))
         rows.append((method.name, values))
-    notes = [_seeds(comparison)] if comparison.methods else []
+    searched = dict.fromkeys(str(m.settings["search"]) for m in comparison.methods if "search" in m.settings)
+    notes = [_seeds(comparison), *(f"Hyper-parameters: {how}." for how in searched)]
     shown: tuple[Row, ...] = ()
     if published is not None:
         shown = tuple(_published_row(figure, comparison.held_out, columns) for figure in published.figures)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from steppe.analysis import gradient_variance
+from steppe.data import DomainDataset
+from steppe.data.loader import evaluation_loader
 from steppe.data.splits import Splits
 from steppe.errors import SteppeError
+from steppe.models import Classifier
+from steppe.training.inputs import input_transform
 
 LARGEST_BATCH = 32
 """Pictures in a batch: DomainBed's per domain."""
 
-Loader = Callable[[NDArray[np.int64], int], Iterable[Sequence[Tensor]]]
-"""Indices of the held-out domain and a batch size -> batches of its pictures, not augmented."""
 
-
-def held_out_sharpness(model: nn.Module, splits: Splits, loader: Loader, *, batches: int) -> dict[str, float]:
+def held_out_sharpness(
+    model: Classifier, dataset: DomainDataset, splits: Splits, *, size: int, batches: int | None
+) -> dict[str, float]:
     """The variance of mini-batch gradients on the held-out domain's pictures that answer the question.
 
     Which pictures, and in which batches, depends on the split alone: the same at every evaluation of a run, and for
@@ -28,9 +28,10 @@ def held_out_sharpness(model: nn.Module, splits: Splits, loader: Loader, *, batc
 
     Args:
         model: with the weights that are looked at.
-        splits: has the held-out domain's pictures.
-        loader: gives them.
-        batches: how many batches, of at most `LARGEST_BATCH` pictures and all of one size.
+        dataset: has the pictures.
+        splits: say which of them.
+        size: side of the pictures, in pixels.
+        batches: how many batches, of at most `LARGEST_BATCH` pictures and all of one size; ``None`` measures nothing.
 
     Returns:
         ``gradient_variance`` and ``gradient_norm`` (:class:`~steppe.analysis.GradientVariance`) as far as they are
@@ -39,14 +40,19 @@ def held_out_sharpness(model: nn.Module, splits: Splits, loader: Loader, *, batc
     Raises:
         SteppeError: there are fewer pictures than batches.
     """
+    if batches is None:
+        return {}
     pictures = np.asarray(splits.evaluation[splits.held_out][splits.answer], dtype=np.int64)
     if len(pictures) < batches:
         raise SteppeError(
             f"sharpness is to be measured on {batches} batches of {splits.held_out!r}, which has {len(pictures)} "
             "pictures: use fewer (--sharpness)"
         )
-    size = min(LARGEST_BATCH, len(pictures) // batches)
-    chosen = np.random.default_rng(0).permutation(pictures)[: size * batches]
-    found = gradient_variance(model, list(loader(chosen, size)))
+    each = min(LARGEST_BATCH, len(pictures) // batches)
+    chosen = np.random.default_rng(0).permutation(pictures)[: each * batches]
+    transform = input_transform(dataset, model, size, augment=False)
+    found = gradient_variance(
+        model, evaluation_loader(dataset, splits.held_out, chosen, batch_size=each, transform=transform)
+    )
     values = {"gradient_variance": found.value, "gradient_norm": found.norm}
     return {name: value for name, value in values.items() if math.isfinite(value)}

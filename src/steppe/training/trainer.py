@@ -159,7 +159,9 @@ class Trainer:
                     evaluation = self._evaluate(session, interruption)
                     if session.method.average is None:
                         session.selection.consider(step, evaluation, session.model)
-                    sharpness = self._sharpness(session)
+                    sharpness = held_out_sharpness(
+                        session.model, self.dataset, self.splits, size=config.image_size, batches=self.machine.sharpness
+                    )
                 session.method.evaluated(evaluation.validation_loss)
                 measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, **sharpness}
                 metrics.write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
@@ -204,17 +206,6 @@ class Trainer:
         if broken:
             self._stop(session, f"the loss on {', '.join(broken)} is not finite in the evaluation", broken)
         return evaluation
-
-    def _sharpness(self, session: Session) -> dict[str, float]:
-        wanted = self.machine.sharpness
-        if wanted is None:
-            return {}
-        transform = input_transform(self.dataset, session.model, self.config.image_size, augment=False)
-
-        def loader(indices: NDArray[np.int64], size: int) -> Iterable[tuple[Tensor, Tensor]]:
-            return evaluation_loader(self.dataset, self.config.held_out, indices, batch_size=size, transform=transform)
-
-        return held_out_sharpness(session.model, self.splits, loader, batches=wanted)
 
     def _settle(self, session: Session, interruption: Interruption) -> Settled:
         wanted = session.batch_norm_batches

@@ -96,8 +96,8 @@ def dataset_table(comparison: Comparison, metric: Metric = "held-out", published
         if len(columns) > len(values):
             values.append(_OF_AVERAGE[metric](method))
         rows.append((method.name, values))
-    searched = dict.fromkeys(str(m.settings["search"]) for m in comparison.methods if "search" in m.settings)
-    notes = [_seeds(comparison), *(f"Hyper-parameters: {how}." for how in searched)]
+    chosen = dict.fromkeys(filter(None, map(_chosen, comparison.methods)))
+    notes = [_seeds(comparison), *(f"Selected: {how}." for how in chosen)]
     shown: tuple[Row, ...] = ()
     if published is not None:
         shown = tuple(_published_row(figure, comparison.held_out, columns) for figure in published.figures)
@@ -200,6 +200,11 @@ def _published_row(figure: Figure, held_out: Sequence[str], columns: Sequence[st
     if len(columns) > len(values):
         values.append(figure.average)
     return Row(figure.algorithm, tuple(Entry(value) for value in values), source=figure.source)
+
+
+def _chosen(method: Method) -> str:
+    """How the runs of a method were selected in a sweep, in words; empty where they were not."""
+    return " by ".join(str(method.settings[name]) for name in ("search", "selection") if name in method.settings)
 
 
 def _seeds(comparison: Comparison) -> str:

@@ -152,7 +152,8 @@ def test_the_columns_of_latex_add_up(tmp_path: Path) -> None:
 def test_latex_compiles_whatever_the_names(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     tables = every_table(root)
-    evil = Table(EVIL, EVIL, EVIL, (EVIL, "é ± − ρ → 😀"), (Row(EVIL, (Entry(text=EVIL, place=1), Entry(text=EVIL))),),
+    rows = [Row(name, (Entry(text=EVIL, place=1), Entry(text=name))) for name in (EVIL, "[2pt]", "*", "[", "\\\\")]
+    evil = Table(EVIL, EVIL, EVIL, (EVIL, "é ± − ρ → 😀"), tuple(rows),
                  published=(Row(EVIL, (Entry(), Entry(text="1")), source=EVIL),), notes=(EVIL,))  # fmt: skip
     document = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n%s\n\\end{document}\n"
     (tmp_path / "table.tex").write_text(document % latex([*tables, evil]), encoding="utf-8")

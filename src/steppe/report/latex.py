@@ -91,8 +91,10 @@ def _table(table: Table) -> str:
 
 
 def _row(row: Row) -> str:
-    name = escape(row.name) + (rf" {{\footnotesize ({escape(row.source)})}}" if row.source else "")
-    return _line([name, *map(_entry, row.entries)])
+    name = escape(row.name) + (rf" {{\footnotesize {escape(row.source)}}}" if row.source else "")
+    # After the end of a line LaTeX would take these for an argument of it.
+    guard = "{}" if name.startswith(("[", "*")) else ""
+    return _line([guard + name, *map(_entry, row.entries)])
 
 
 def _entry(entry: Entry) -> str:

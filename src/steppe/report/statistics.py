@@ -188,6 +188,7 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
         names = differing([settings_of(group[0].config) for group in groups])
         titles = labels(algorithm, [(settings_of(group[0].config), names) for group in groups])
         methods += [_method(title, group, held_out) for title, group in zip(titles, groups, strict=True)]
+    baselines = {settings_key(shared_settings(m.settings)): m for m in methods if m.algorithm == BASELINE}
     first = runs[0]
     return Comparison(
         name=name,
@@ -198,7 +199,7 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
         in_domain=str(first.result["in_domain"]),
         domains=tuple(domains),
         held_out=held_out,
-        methods=tuple(_with_ratio(method, methods) for method in methods),
+        methods=tuple(_with_ratio(method, baselines) for method in methods),
     )
 
 
@@ -249,20 +250,20 @@ def _average(method: Method, value: Callable[[Run], float]) -> Estimate:
     return Estimate(float(np.mean(means)), None, min(len(cell.runs) for cell in method.cells.values()), method.run_ids)
 
 
-def _with_ratio(method: Method, methods: Sequence[Method]) -> Method:
-    """The method with its cost as a multiple of the baseline's, where that was trained alike on the same hardware."""
-    shared = settings_key(shared_settings(method.settings))
+def _with_ratio(method: Method, baselines: Mapping[str, Method]) -> Method:
+    """The method with its cost as a multiple of the baseline's, where that was trained alike on the same hardware.
+
+    Args:
+        method: any.
+        baselines: shared settings (`settings_key`) -> plain training with them.
+    """
     hardware = {run.hardware for run in method.runs}
-    for other in methods:
-        if (
-            other.algorithm == BASELINE
-            and settings_key(shared_settings(other.settings)) == shared
-            and len(hardware) == 1
-            and {run.hardware for run in other.runs} == hardware
-            and other.seconds_per_step > 0
-        ):
-            return replace(method, times_baseline=method.seconds_per_step / other.seconds_per_step)
-    return method
+    other = baselines.get(settings_key(shared_settings(method.settings)))
+    if other is None or len(hardware) > 1 or {run.hardware for run in other.runs} != hardware:
+        return method
+    if not other.seconds_per_step > 0:
+        return method
+    return replace(method, times_baseline=method.seconds_per_step / other.seconds_per_step)
 
 
 def algorithm_order(algorithm: str) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +84,20 @@ def test_everything_comes_back_as_it_was() -> None:
     assert torch.equal(model[0].weight.grad, torch.full_like(model[0].weight, 3.0))
     assert all(p.grad is None for p in model.parameters() if p is not model[0].weight)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_model_that_is_trained_in_parallel_goes_on(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = network()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        (x, y), *_ = loader = data()
+        assert gradient_variance(parallel, loader).value == gradient_variance(model, loader).value
+        for _ in range(2):
+            F.cross_entropy(parallel(x), y).backward()
+        assert model[0].weight.grad is not None
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_it_works_where_gradients_are_switched_off() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from steppe.analysis.bars import bar, length
 from steppe.analysis.evaluation import Loader, Loss, batches, sample_losses
 from steppe.analysis.exact import exact
-from steppe.analysis.keeping import kept, whole_parameters
+from steppe.analysis.keeping import bare, kept, whole_parameters
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,14 @@ def gradient_variance(
     parameters = [parameter for parameter in whole_parameters(model).values() if parameter.requires_grad]
     if not parameters:
         raise ValueError("no parameter requires a gradient")
+    inner = bare(model)  # DistributedDataParallel would wait for a backward pass that never comes
     mean: list[Tensor] = []
     total = torch.zeros((), dtype=torch.float64)
     count, size = 0, 0
     with kept(model), bar("gradient variance", length(loader), progress) as advance:
         for x, y in batches(model, loader):
             with torch.enable_grad():
-                losses, n = sample_losses(loss, model(x), y)
+                losses, n = sample_losses(loss, inner(x), y)
                 size = size or n
                 if n != size:
                     continue

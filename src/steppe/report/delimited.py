@@ -15,8 +15,8 @@ def delimited(tables: Sequence[Table]) -> str:
     """A line for each cell that holds something.
 
     ``mean`` and ``standard_error`` are fractions, not percentages; ``text`` is what a cell without a mean says (a rank,
-    an interval); ``place`` is 1 for the best of the column and 2 for the second best; ``source`` names where a figure
-    was published, and is empty for own runs.
+    an interval); ``place`` is 1 for the best of the column and 2 for the second best (of tests, 1 where the
+    corrected p is at most 0.05); ``source`` names where a figure was published, and is empty for own runs.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -38,7 +38,7 @@ def held_out_sharpness(
         finite.
 
     Raises:
-        SteppeError: there are fewer pictures than batches.
+        SteppeError: there are fewer pictures than batches, or the weights are sharded.
     """
     if batches is None:
         return {}
@@ -51,8 +51,12 @@ def held_out_sharpness(
     each = min(LARGEST_BATCH, len(pictures) // batches)
     chosen = np.random.default_rng(0).permutation(pictures)[: each * batches]
     transform = input_transform(dataset, model, size, augment=False)
-    found = gradient_variance(
-        model, evaluation_loader(dataset, splits.held_out, chosen, batch_size=each, transform=transform)
-    )
+    pictured = evaluation_loader(dataset, splits.held_out, chosen, batch_size=each, transform=transform)
+    try:
+        found = gradient_variance(model, pictured)
+    except SteppeError:
+        raise
+    except ValueError as error:
+        raise SteppeError(f"sharpness cannot be measured: {error}; leave out --sharpness") from error
     values = {"gradient_variance": found.value, "gradient_norm": found.norm}
     return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -63,7 +63,7 @@ def gradient_variance(
     parameters = [parameter for parameter in whole_parameters(model).values() if parameter.requires_grad]
     if not parameters:
         raise ValueError("no parameter requires a gradient")
-    inner = bare(model)  # DistributedDataParallel would wait for a backward pass that never comes
+    inner = bare(model)  # in DistributedDataParallel one rank's pass would wait for the buffers of the others
     mean: list[Tensor] = []
     total = torch.zeros((), dtype=torch.float64)
     count, size = 0, 0

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, complaint
+from command_line import SMALL
 from rich.console import Console
 
 from steppe.benchmark.presets import DEMO
 from steppe.cli import run, sweep
 from steppe.training.progress import Display
+
+UNTIMED = dict.fromkeys(("seconds", "seconds_per_step", "finished", "command"))
 
 
 def test_bench_trains_once_prints_a_table_and_writes_a_page(
@@ -56,23 +58,26 @@ def test_bench_says_which_runs_failed(drawings: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("damage", ["{bad", "{}", "[]"])
-def test_a_damaged_result_is_named_and_the_other_runs_are_made(
+def test_a_damaged_result_is_named_and_made_again(
     damage: str, drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs"
     options = ["--held-out", "line", "--out", str(out), *SMALL, "--steps", "1", "--eval-every", "1"]
     assert run(["train", str(drawings), *options]) == 0
     (path,) = out.rglob("result.json")
+    whole = {**json.loads(path.read_text()), **UNTIMED}
     path.write_text(damage)
     capsys.readouterr()
-    assert run(["bench", str(drawings), "--algorithms", "erm", "sam", "--seeds", "1", *options]) == 1
+    assert run(["report", str(out)]) == 2
+    assert str(path) in capsys.readouterr().err
+    assert run(["bench", str(drawings), "--algorithms", "erm", "sam", "--seeds", "1", *options]) == 0
     text = capsys.readouterr().out
-    assert "2 runs, of which 1 with a damaged result" in text
+    assert "2 runs, of which 1 with a damaged result, to be made again\n" in text
     assert str(path) in text
-    assert "delete it to train the run again" in text
+    assert "it is kept as result.json.damaged, and the run is trained again" in text
     assert len(list(out.rglob("result.json"))) == 2
-    assert path.read_text() == damage
-    assert f"{path}" in complaint(capsys, "train", drawings, *options)
+    assert {**json.loads(path.read_text()), **UNTIMED} == whole
+    assert path.with_name("result.json.damaged").read_text() == damage
     path.unlink()
     assert run(["bench", str(drawings), "--algorithms", "erm", "sam", "--seeds", "1", *options]) == 0
     assert "2 runs, of which 1 finished already, 1 to be continued" in capsys.readouterr().out

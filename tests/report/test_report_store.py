@@ -58,7 +58,7 @@ def test_a_broken_file_is_named_and_the_others_are_read(tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"version": 2}, "version"),
+        ({"version": 3}, "version"),
         ({"held_out_accuracy": 1.2}, "held_out_accuracy"),
         ({"held_out_accuracy": float("nan")}, "held_out_accuracy"),
         ({"held_out_accuracy": 0.4}, "held_out_accuracy"),  # is not the accuracy on the split that answers

@@ -59,7 +59,7 @@ def test_what_changes_the_numbers_changes_the_id(name: str) -> None:
 
 
 def test_every_field_is_in_the_id_or_in_no_run_of_this_kind() -> None:
-    config = RunConfig(held_out="line", optimizer="sgd", split="domainbed")
+    config = RunConfig(held_out="line", validation_domain="noto", optimizer="sgd", split="domainbed")
     canonical = config.canonical(dataset="emoji", fingerprint="abc", split="domainbed")
     fields = {field.name for field in dataclasses.fields(RunConfig)} - set(HYPER)
     assert set(canonical) == fields | {"hyper", "dataset_fingerprint"}

@@ -113,7 +113,7 @@ def test_the_files_of_a_run_agree_with_each_other_and_with_the_model(drawings: P
     run = fit(config, tmp_path)
     content = json.loads((run / "result.json").read_text())
     stored = json.loads((run / "config.json").read_text())
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert content["id"] == Trainer(config, out=tmp_path).id
     assert sorted(path.name for path in run.iterdir()) == [
         ".lock",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from types import TracebackType
+from typing import Literal, Protocol, Self
 
 from steppe.benchmark.protocol import Job
 from steppe.benchmark.store import forget_failure, record_failure
@@ -15,7 +16,8 @@ from steppe.training.files import RunLockedError
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine
 from steppe.training.progress import Report
-from steppe.training.results import DamagedResultError, Result, read_result
+from steppe.training.pruning import Pruned, read_pruned
+from steppe.training.results import DamagedResultError, NewerResultError, Result, read_result
 from steppe.training.trainer import Trainer
 
 POLL_SECONDS = 1.0
@@ -26,20 +28,28 @@ class Outcome:
     """What became of a job.
 
     Attributes:
-        status: ``finished``; ``failed``: recorded in its directory, or its result there is damaged; ``busy``: another
-            process is at it.
+        status: ``finished``; ``failed``: recorded in its directory, or its result there is of a later steppe;
+            ``pruned``: its search stopped it, which is recorded; ``busy``: another process is at it.
         result: what a finished run found.
         error: what went wrong, where something did.
     """
 
     job: Job
-    status: Literal["finished", "failed", "busy"]
+    status: Literal["finished", "failed", "pruned", "busy"]
     result: Result | None = None
     error: str = ""
 
 
 class Executor(Protocol):
-    """Anything that can do jobs: this process, other processes, a cluster."""
+    """Anything that can do jobs: this process, other processes, a cluster. A context manager, used more than once."""
+
+    def __enter__(self) -> Self:
+        """Ready for jobs."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Its workers end."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Do the jobs; yield an outcome for each, in the order in which they end, never ``busy``.
@@ -59,17 +69,27 @@ def execute(job: Job, dataset: DomainDataset, machine: Machine, report: Report, 
         SteppeError: see above.
     """
     try:
-        finished = read_result(job.directory)
+        finished = _finished(job)
         if finished is not None:
             return Outcome(job, "finished", finished)
+        if job.stop is not None and read_pruned(job.directory) is not None:
+            return Outcome(job, "pruned")
         trainer = Trainer(
-            job.config, out=job.directory, dataset=dataset, machine=machine, report=report, command=command
+            job.config,
+            out=job.directory,
+            dataset=dataset,
+            machine=machine,
+            report=report,
+            command=command,
+            evaluated=job.stop,
         )
         forget_failure(job.directory)
         return Outcome(job, "finished", trainer.fit())
     except RunLockedError as error:
         return Outcome(job, "busy", error=str(error))
-    except DamagedResultError as error:
+    except Pruned as error:
+        return Outcome(job, "pruned", error=str(error))
+    except NewerResultError as error:
         return Outcome(job, "failed", error=str(error))
     except NonFiniteLossError as error:
         record_failure(job.directory, error, command)
@@ -79,6 +99,14 @@ def execute(job: Job, dataset: DomainDataset, machine: Machine, report: Report, 
     except Exception as error:
         record_failure(job.directory, error, command)
         return Outcome(job, "failed", error=f"{type(error).__name__}: {error}")
+
+
+def _finished(job: Job) -> Result | None:
+    """Its result; one that is damaged is named and replaced by the trainer, which holds the run while it does."""
+    try:
+        return read_result(job.directory)
+    except DamagedResultError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,14 @@ class InProcess:
     machine: Machine
     report: Report
     command: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing: it has no workers."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """See :class:`Executor`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steppe.benchmark.store import Store
@@ -18,10 +18,15 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Job:
-    """A run and the directory it belongs in."""
+    """A run and the directory it belongs in; picklable.
+
+    Attributes:
+        stop: asked after each evaluation whether the run is to be stopped (:class:`steppe.Trainer`'s ``evaluated``).
+    """
 
     config: RunConfig
     directory: Path
+    stop: Callable[[int, float], bool] | None = None
 
 
 def leave_one_domain_out(
@@ -29,10 +34,10 @@ def leave_one_domain_out(
     *,
     algorithms: Sequence[str],
     held_out: Sequence[str] = (ALL,),
-    seeds: int = 3,
+    seeds: int | Sequence[int] = 3,
     settings: Settings | None = None,
 ) -> list[RunConfig]:
-    """Every algorithm on every held-out domain with every seed from 0 to ``seeds`` − 1.
+    """Every algorithm on every held-out domain with every seed.
 
     Seeds vary slowest and algorithms fastest, so that a sweep that is stopped early has whole rows to compare. A
     hyper-parameter goes to those algorithms that take it.
@@ -41,7 +46,7 @@ def leave_one_domain_out(
         dataset: the data.
         algorithms: recipes such as ``"disam+sagm"``; two spellings of one count once.
         held_out: domains to leave out in turn, or ``"all"``.
-        seeds: how many, at least 1.
+        seeds: how many, at least 1, which are those from 0 on; or which ones.
         settings: everything else.
 
     Raises:
@@ -49,8 +54,10 @@ def leave_one_domain_out(
             nothing is left to do, or a hyper-parameter was given that none of the algorithms takes.
     """
     settings = settings or Settings()
-    if seeds < 1:
-        raise SteppeError(f"seeds must be at least 1, got {seeds}")
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise SteppeError(f"seeds must be at least 1, got {seeds}")
+        seeds = range(seeds)
     names = list(dict.fromkeys(parse(algorithm).name for algorithm in algorithms))
     if ALL in held_out and ALL in dataset.domains:
         raise SteppeError(
@@ -66,10 +73,27 @@ def leave_one_domain_out(
     check_taken(names, settings.given)
     return [
         RunConfig.at(settings, dataset=dataset.spec, held_out=domain, algorithm=name, seed=seed)
-        for seed in range(seeds)
+        for seed in seeds
         for domain in domains
         for name in names
     ]
+
+
+def crossed(config: RunConfig, domains: Sequence[str]) -> dict[str, RunConfig]:
+    """Other domain → the run that holds out both: what leave-one-domain-out cross-validation looks at.
+
+    Such a run belongs to both domains; the one that comes first in ``domains`` is its held-out domain.
+
+    Args:
+        config: the run that holds out one domain.
+        domains: all domains of the data set, in its order.
+    """
+    pairs = {}
+    for other in domains:
+        if other != config.held_out:
+            first, second = sorted((config.held_out, other), key=domains.index)
+            pairs[other] = replace(config, held_out=first, validation_domain=second)
+    return pairs
 
 
 def jobs(store: Store, dataset: DomainDataset, configs: Sequence[RunConfig]) -> list[Job]:
@@ -81,13 +105,18 @@ def jobs(store: Store, dataset: DomainDataset, configs: Sequence[RunConfig]) -> 
     for config in configs:
         check_inputs(dataset, config)
     fingerprint = dataset.fingerprint()
-    protocols: dict[tuple[str, int], str] = {}
+    protocols: dict[tuple[str, str | None, int], str] = {}
     found = []
     for config in configs:
-        key = (config.held_out, config.seed)
+        key = (config.held_out, config.validation_domain, config.seed)
         if key not in protocols:
             splits = make_splits(
-                dataset, config.held_out, protocol=config.split, trial_seed=config.seed, holdout=config.holdout
+                dataset,
+                config.held_out,
+                validation_domain=config.validation_domain,
+                protocol=config.split,
+                trial_seed=config.seed,
+                holdout=config.holdout,
             )
             protocols[key] = splits.protocol
         canonical = config.canonical(dataset=dataset.name, fingerprint=fingerprint, split=protocols[key])

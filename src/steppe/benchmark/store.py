@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from steppe.training.config import config_id
 from steppe.training.files import is_locked, make_directory, write_json
-from steppe.training.results import DamagedResultError, read_result
+from steppe.training.pruning import PRUNED
+from steppe.training.results import DamagedResultError, NewerResultError, read_result
 
 FAILURE = "failure.json"
 
-Status = Literal["finished", "running", "failed", "partial", "new", "damaged"]
+Status = Literal["finished", "running", "failed", "pruned", "partial", "new", "damaged", "newer"]
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,23 @@ class Store:
 def status(directory: Path) -> Status:
     """How far the run in ``directory`` is.
 
-    ``finished`` exactly when ``result.json`` is there, ``damaged`` when that cannot be used; ``running`` while a
-    process holds it; ``failed`` when its last attempt ended in an error; ``partial`` when an attempt was interrupted.
+    ``finished`` exactly when ``result.json`` is there, ``damaged`` when that cannot be used, ``newer`` when a later
+    steppe wrote it; ``running`` while a process holds it; ``failed`` when its last attempt ended in an error;
+    ``pruned`` when a search stopped it; ``partial`` when an attempt was interrupted.
     """
     try:
         if read_result(directory) is not None:
             return "finished"
     except DamagedResultError:
         return "damaged"
+    except NewerResultError:
+        return "newer"
     if is_locked(directory):
         return "running"
     if (directory / FAILURE).exists():
         return "failed"
+    if (directory / PRUNED).exists():
+        return "pruned"
     return "partial" if (directory / "config.json").exists() else "new"
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from steppe.cli.report_commands import Radius, Report
+from steppe.benchmark.options import SearchOptions
+from steppe.cli.report_commands import Radius, Report, SelectionName
+from steppe.errors import SteppeError
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
 from steppe.training.recipes import check_taken, parse
@@ -87,21 +89,32 @@ class Bench:
       steppe bench ./my-data
       steppe bench emoji --algorithms erm sam disam disam+sagm --image-size 64
       steppe bench ./my-data --held-out hospital-3 --seeds 5 --steps 1000
+      steppe bench ./my-data --draws 20       DomainBed's random search
+      steppe bench ./my-data --search tpe --trials 20
+      steppe bench ./my-data ./more --draws 20 --only dataset=more seed=0
       steppe bench --config sweep.toml
 
     Prints a table and writes a page to look at. A finished run is never repeated:
     the same command continues a sweep that was stopped, a longer one adds to it,
-    and several at a time share the work.
+    and several at a time share the work. What failed is tried again only with
+    --retry-failed.
     """
 
-    dataset: Positional[str]
-    """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
+    dataset: Annotated[Positional[tuple[str, ...]], arg(help_behavior_hint="(one or more)")]
+    """Known names (steppe data list) or folders <domain>/<class>/<pictures>."""
     algorithms: tuple[str, ...] = ("erm", "sam", "disam")
     """Words and sums of words, such as coral+disam+sagm."""
     held_out: tuple[str, ...] = ("all",)
     """Domains to leave out, one after the other."""
     seeds: int = 3
     """Repetitions."""
+    selection: tuple[SelectionName, ...] = ("training",)
+    """How hyper-parameters and checkpoint are chosen. The table is the first rule's; the others stand beside it."""
+    search: OmitArgPrefixes[SearchOptions] = field(default_factory=SearchOptions)
+    only: Annotated[tuple[str, ...], unset("everything")] = ()
+    """A part of the sweep: dataset=... held-out=... algorithm=... seed=... selection=...; repeat one for several."""
+    retry_failed: bool = False
+    """Try again the runs that failed."""
     out: Path = Path("runs")
     """The store of runs."""
     config: Annotated[Path | None, unset("none")] = None
@@ -111,12 +124,17 @@ class Bench:
 
     def run(self, command: str) -> int:
         """Train what is missing, print the table, write the page."""
+        from steppe.cli.only import parse_only
+
+        parse_only(self.only)
+        if not self.dataset:
+            raise SteppeError("no data set was given: name one (steppe data list), or a folder")
         check_taken(self.algorithms, self.settings.given)
         _check_backbone(self.settings)
-        dataset = _open(self.dataset)
+        datasets = [_open(spec) for spec in dict.fromkeys(self.dataset)]
         from steppe.cli.sweep import run_bench
 
-        return run_bench(self, dataset, command)
+        return run_bench(self, datasets, command)
 
 
 @dataclass(frozen=True, kw_only=True)

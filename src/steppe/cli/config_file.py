@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -94,7 +94,7 @@ def _build(kind: Any, values: Mapping[str, Any], path: Path) -> Any:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # of X | None; of a Literal's alias it is the second
         (hint,) = (argument for argument in arguments if argument is not NoneType)
         return _convert(value, hint, where)
     if origin is Literal:

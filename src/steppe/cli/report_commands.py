@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
+
+SelectionName = Literal["training", "leave-one-out", "oracle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +19,14 @@ class Report:
     """Show what a store of runs found.
 
     Prints a table and writes one HTML page that works offline: tables, tests,
-    charts, pictures. Or writes the tables for a paper.
+    charts, pictures. Or writes the tables for a paper. Of a sweep that searched it
+    shows the runs that were selected, and their hyper-parameters.
 
       steppe report runs
       steppe report runs --only held-out=line,noto seed=0,1,2
       steppe report runs --format latex --out table.tex
       steppe report runs --against runs-before
+      steppe report runs --selection oracle
       steppe report runs/sweeps/3f2a6c       the runs of one sweep
 
     A test between two methods pairs what both were run on: held-out domains
@@ -32,6 +36,10 @@ class Report:
 
     runs: Positional[Path]
     """The folder that steppe bench, train or demo wrote to, or one of its sweeps."""
+    selection: Annotated[
+        SelectionName | None, arg(metavar="RULE", help_behavior_hint="(default: each sweep's first)")
+    ] = None
+    """How hyper-parameters and checkpoint of a sweep are chosen: training, leave-one-out or oracle."""
     out: Annotated[Path | None, unset("report.html in that folder; a table is printed")] = None
     """Where the page or the tables go."""
     format: Literal["page", "markdown", "latex", "csv"] = "page"

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from steppe.cli.report_commands import Report
 from steppe.errors import SteppeError
-from steppe.report.plans import open_runs
+from steppe.report.plans import OpenedRuns, open_selected
 from steppe.training.files import make_directory, write_atomically
 from steppe.training.progress import plain_console
 
@@ -21,29 +21,39 @@ if TYPE_CHECKING:
 
 def run_report(options: Report) -> int:
     """The table and the page of everything in a store, or its tables for a paper."""
-    runs = open_runs(options.runs, options.only)
+    found = open_selected(options.runs, options.only, options.selection)
     from steppe.report.statistics import summarise  # after the store was found: it takes a while to import
 
-    summary = summarise(runs)
-    other = None if options.against is None else summarise(open_runs(options.against, options.only))
+    summary = summarise(found.runs)
+    other = None
+    if options.against is not None:
+        other = summarise(open_selected(options.against, options.only, options.selection).runs)
     if options.format == "page":
-        _page(options, summary, other)
+        _page(options, found, summary, other)
     else:
         _tables(options, summary, other)
     return 0
 
 
-def _page(options: Report, summary: Summary, other: Summary | None) -> None:
+def _page(options: Report, found: OpenedRuns, summary: Summary, other: Summary | None) -> None:
     from steppe.report.page import NAME, Extras, write_page
-    from steppe.report.terminal import print_plain, print_table
+    from steppe.report.statistics import summarise
+    from steppe.report.terminal import print_choices, print_plain, print_table
 
     console: Console = plain_console()
     further = _further(options, summary, other, every=False)  # first: it complains of a method that is not there
-    extras = Extras(published=options.published, unit=options.pairs, baseline=options.baseline, against=other)
+    extras = Extras(
+        published=options.published,
+        unit=options.pairs,
+        baseline=options.baseline,
+        against=other,
+        drawn=summarise(found.everything) if found.choices else None,
+    )
     folder = options.runs if options.runs.is_dir() else options.runs.parent
     out = folder / NAME if options.out is None else options.out
     page = write_page(summary.runs.root or folder, out, summary=summary, extras=extras)
     print_table(summary, console)
+    print_choices(found.choices, console)
     for table in further:
         console.print()
         print_plain(table, console)

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 
-from steppe.benchmark.executor import InProcess
+from steppe.benchmark.executor import InProcess, Outcome
+from steppe.benchmark.plan import read_plans
 from steppe.benchmark.presets import DEMO
-from steppe.benchmark.protocol import Job, jobs, leave_one_domain_out
+from steppe.benchmark.protocol import ALL, Job, jobs
+from steppe.benchmark.selection import selection
 from steppe.benchmark.store import FAILURE, Status, Store, forget_failure, record_failure, status
+from steppe.benchmark.sweep import Request, Sweep
 from steppe.cli.commands import Bench, Demo, Train
+from steppe.cli.only import limited, parse_only
 from steppe.data import DomainDataset, open_dataset
 from steppe.errors import SteppeError
-from steppe.report import load_runs, print_table, summarise, write_page
+from steppe.report import load_runs, print_choices, print_selections, print_table, select, summarise, write_page
 from steppe.report.runs import Runs
 from steppe.training.config import RunConfig, Settings, run_name
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine
 from steppe.training.progress import Display, plain_console
+from steppe.training.recipes import parse
 from steppe.training.trainer import Trainer
 
 SOME_FAILED = 1
@@ -38,30 +44,41 @@ def run_demo(options: Demo, command: str) -> int:
             eval_every=max(1, options.steps * settings.eval_every // settings.steps),
             warmup=options.steps * settings.warmup // settings.steps,
         )
-    return _sweep(
-        open_dataset(DEMO.dataset),
+    request = Request(
         algorithms=DEMO.algorithms,
         held_out=DEMO.held_out,
-        seeds=options.seeds,
+        seeds=_seeds(options.seeds),
         settings=settings,
-        machine=options.machine,
-        out=options.out,
         command=command,
     )
+    return _sweep([open_dataset(DEMO.dataset)], request, machine=options.machine, out=options.out)
 
 
-def run_bench(options: Bench, dataset: DomainDataset, command: str) -> int:
+def run_bench(options: Bench, datasets: Sequence[DomainDataset], command: str) -> int:
     """The comparison that was asked for."""
-    return _sweep(
-        dataset,
+    request = Request(
         algorithms=options.algorithms,
         held_out=options.held_out,
-        seeds=options.seeds,
+        seeds=_seeds(options.seeds),
         settings=options.settings,
-        machine=options.machine,
-        out=options.out,
+        selections=tuple(selection(name) for name in dict.fromkeys(options.selection)),
+        search=options.search,
         command=command,
     )
+    return _sweep(
+        datasets,
+        request,
+        machine=options.machine,
+        out=options.out,
+        only=parse_only(options.only),
+        retry_failed=options.retry_failed,
+    )
+
+
+def _seeds(count: int) -> range:
+    if count < 1:
+        raise SteppeError(f"seeds must be at least 1, got {count}")
+    return range(count)
 
 
 def run_train(options: Train, dataset: DomainDataset, command: str) -> int:
@@ -112,73 +129,161 @@ def run_train(options: Train, dataset: DomainDataset, command: str) -> int:
 
 
 def _sweep(
-    dataset: DomainDataset,
+    datasets: Sequence[DomainDataset],
+    request: Request,
     *,
-    algorithms: Sequence[str],
-    held_out: Sequence[str],
-    seeds: int,
-    settings: Settings,
     machine: Machine,
     out: Path,
-    command: str,
+    only: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    retry_failed: bool = False,
 ) -> int:
     console = plain_console()
-    configs = leave_one_domain_out(dataset, algorithms=algorithms, held_out=held_out, seeds=seeds, settings=settings)
     store = Store(out)
-    planned = jobs(store, dataset, configs)
+    parts = _parts(datasets, request, only)
+    sweeps = [
+        Sweep(store, dataset, part, say=lambda line: console.print(line, soft_wrap=True)) for dataset, part in parts
+    ]
     store.create()
-    _announce(console, dataset, planned)
-    for note in dict.fromkeys(note for config in configs for note in config.notes):
-        console.print(f"note: {note}", soft_wrap=True)
-    missing = [job for job in planned if status(job.directory) != "finished"]
+    directories: set[Path] = set()
     failed = False
-    with Display(console, runs=len(planned), done=len(planned) - len(missing)) as display:
-        for outcome in InProcess(dataset, machine, display, command).run(missing):
-            name = run_name(outcome.job.config)
-            if outcome.result is None:
-                failed = True
-                record = outcome.job.directory / FAILURE
-                display.say(f"{name}: failed; {record if record.exists() else outcome.error}")
-            else:
-                display.say(
-                    f"{name}: {100 * outcome.result.held_out_accuracy:.1f} % on {outcome.job.config.held_out}, "
-                    f"{100 * outcome.result.in_domain_accuracy:.1f} % in domain"
-                )
-            display.run_over()
-    _show(console, store, planned)
+    for sweep in sweeps:
+        failed |= _run(sweep, machine, console, directories, retry_failed=retry_failed)
+    failed |= not _show(console, store, sweeps, directories)
     return SOME_FAILED if failed else 0
 
 
-def _announce(console: Console, dataset: DomainDataset, planned: Sequence[Job]) -> None:
+def _parts(
+    datasets: Sequence[DomainDataset], request: Request, only: Mapping[str, Sequence[str]]
+) -> list[tuple[DomainDataset, Request]]:
+    """The data sets of the sweep, each with what is compared on it, as far as ``--only`` keeps them.
+
+    Raises:
+        SteppeError: ``--only`` names what the sweep does not have.
+    """
+    names = {dataset.spec: dataset.name for dataset in datasets}
+    wanted = limited(only, "dataset", list(names.values()), spelt=lambda value: names.get(_spec(value), value))
+    algorithms = [parse(algorithm).name for algorithm in request.algorithms]
+    rules = limited(only, "selection", [rule.name for rule in request.selections])
+    request = replace(
+        request,
+        algorithms=limited(only, "algorithm", algorithms, spelt=lambda value: parse(value).name),
+        seeds=[int(seed) for seed in limited(only, "seed", [str(seed) for seed in request.seeds])],
+        selections=tuple(rule for rule in request.selections if rule.name in rules),
+        whole=request.selections,
+    )
+    kept = [dataset for dataset in datasets if dataset.name in wanted]
+    domains = {dataset.spec: _domains(dataset, request.held_out) for dataset in kept}
+    known = list(dict.fromkeys(domain for found in domains.values() for domain in found))
+    parts = [
+        (dataset, replace(request, held_out=limited(only, "held-out", domains[dataset.spec], known=known)))
+        for dataset in kept
+    ]
+    return [(dataset, part) for dataset, part in parts if part.held_out or "held-out" not in only]
+
+
+def _domains(dataset: DomainDataset, held_out: Sequence[str]) -> list[str]:
+    return [*held_out] if ALL not in held_out or ALL in dataset.domains else [*dataset.domains]
+
+
+def _spec(value: str) -> str:
+    """A folder as a data set names it."""
+    return str(Path(value).expanduser().absolute())
+
+
+def _run(sweep: Sweep, machine: Machine, console: Console, directories: set[Path], *, retry_failed: bool) -> bool:
+    """Do the runs of a sweep that are not done; whether some failed. Their directories are added to ``directories``."""
+    rounds = sweep.rounds()
+    planned = next(rounds, [])
+    states = {job.directory: status(job.directory) for job in planned}
+    _announce(console, sweep, states, retry_failed=retry_failed)
+    for note in sweep.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    learns = sweep.request.search.kind == "tpe"
+    failed = False
+    with (
+        Display(console, runs=sweep.total if learns else len(planned)) as display,
+        InProcess(sweep.dataset, machine, display, sweep.request.command) as executor,
+    ):
+        while planned:
+            directories.update(states)
+            missing = [job for job in planned if _is_missing(job, states[job.directory], retry_failed=retry_failed)]
+            failed |= not retry_failed and "failed" in states.values()
+            for _ in range(len(planned) - len(missing)):
+                display.run_over()
+            for outcome in executor.run(missing):
+                failed |= outcome.status == "failed"
+                display.say(_told(outcome, sweep))
+                display.run_over()
+            planned = next(rounds, [])
+            states = {job.directory: status(job.directory) for job in planned}
+    return failed
+
+
+def _is_missing(job: Job, state: Status, *, retry_failed: bool) -> bool:
+    if state == "pruned":
+        return job.stop is None
+    return state != "finished" and (retry_failed or state != "failed")
+
+
+def _told(outcome: Outcome, sweep: Sweep) -> str:
+    """What became of a run, in a line."""
+    job = outcome.job
+    name = ", ".join([run_name(job.config), *sweep.draws(job)])
+    if outcome.status == "pruned":
+        return f"{name}: pruned"
+    if outcome.result is None:
+        record = job.directory / FAILURE
+        return f"{name}: failed; {record if record.exists() else outcome.error}"
+    return (
+        f"{name}: {100 * outcome.result.held_out_accuracy:.1f} % on {job.config.held_out}, "
+        f"{100 * outcome.result.in_domain_accuracy:.1f} % in domain"
+    )
+
+
+def _announce(console: Console, sweep: Sweep, states: Mapping[Path, Status], *, retry_failed: bool) -> None:
+    dataset = sweep.dataset
     pictures = sum(dataset.size(domain) for domain in dataset.domains)
     console.print(
         f"{dataset.name}: {pictures} pictures of {len(dataset.classes)} classes in {len(dataset.domains)} domains "
         f"({', '.join(dataset.domains)})"
     )
-    counts = Counter(status(job.directory) for job in planned)
+    counts = Counter(states.values())
+    again = "failed before and tried again" if retry_failed else "failed before (--retry-failed tries again)"
     notes: dict[Status, str] = {
         "finished": "finished already",
         "partial": "to be continued",
-        "failed": "failed before and tried again",
+        "failed": again,
         "running": "at work in another process",
-        "damaged": "with a damaged result",
+        "damaged": "with a damaged result, to be made again",
+        "newer": "with a result of a later steppe",
+        "pruned": "pruned before",
     }
     told = [f"{counts[state]} {note}" for state, note in notes.items() if counts[state]]
-    runs = "1 run" if len(planned) == 1 else f"{len(planned)} runs"
+    runs = "1 run" if len(states) == 1 else f"{len(states)} runs"
+    if sweep.request.search.kind == "tpe":
+        runs = f"a search of {sweep.request.search.count} trials for each of {len(sweep.cells)}; first {runs}"
     console.print(runs + (f", of which {', '.join(told)}" if told else ""))
 
 
-def _show(console: Console, store: Store, planned: Sequence[Job]) -> None:
-    """The table of these runs; the page of all runs in the store."""
+def _show(console: Console, store: Store, sweeps: Sequence[Sweep], directories: set[Path]) -> bool:
+    """The table of these runs; the page of all runs in the store. Whether each number to be selected is there."""
     found = load_runs(store.root)
-    mine = {job.directory for job in planned}
     runs = Runs(
-        (run for run in found if run.path in mine),
+        (run for run in found if run.path in directories),
         root=found.root,
-        failures=[failure for failure in found.failures if failure.path in mine],
-        problems=[problem for problem in found.problems if problem.path.parent in mine],
+        failures=[failure for failure in found.failures if failure.path in directories],
+        problems=[problem for problem in found.problems if problem.path.parent in directories],
+        pruned=[path for path in found.pruned if path in directories],
     )
+    plans = [sweep.plan for sweep in sweeps if sweep.plan is not None]
+    rules = sweeps[0].request.selections
+    selected = [select(runs, plans, rule.name) for rule in rules]
+    summaries = [summarise(one.runs) for one in selected]
     console.print()
-    print_table(summarise(runs), console)
-    if found:
+    print_table(summaries[0], console)
+    if len(rules) > 1:
+        print_selections({rule.title: one for rule, one in zip(rules, summaries, strict=True)}, console)
+    print_choices(selected[0].choices, console)
+    if select(found, read_plans(store.root)[0]).runs:
         console.print(f"\npage: {write_page(store.root)}", soft_wrap=True)
+    return len(selected[0].choices) == sum(len(plan.cells) for plan in plans)

@@ -27,11 +27,15 @@ class Splits:
     Attributes:
         protocol: ``"strict"`` or ``"domainbed"``.
         held_out: the domain that takes no part in training or model selection.
+        validation_domain: a second domain that takes no part in training, where cross-validation over domains has one.
         train: source domain → pictures to train on.
         validation: source domain → pictures that select the model.
         evaluation: every domain → split name → pictures.
         answer: the split of the held-out domain whose accuracy is *the* number.
         in_domain: the split of the source domains whose mean accuracy is the in-domain number.
+        selects: the split of a source domain that selects the model.
+        cross_validates: the split of a domain held out beside another whose accuracy leave-one-domain-out
+            cross-validation asks for.
     """
 
     protocol: str
@@ -41,6 +45,14 @@ class Splits:
     evaluation: Mapping[str, Mapping[str, Indices]]
     answer: str
     in_domain: str
+    selects: str
+    cross_validates: str
+    validation_domain: str | None = None
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The domains that are not trained on."""
+        return tuple(domain for domain in (self.held_out, self.validation_domain) if domain is not None)
 
 
 def seed_hash(*parts: object) -> int:
@@ -70,11 +82,12 @@ def make_splits(
     dataset: DomainDataset,
     held_out: str,
     *,
+    validation_domain: str | None = None,
     protocol: str = "auto",
     trial_seed: int = 0,
     holdout: float = 0.2,
 ) -> Splits:
-    """The splits for training on all domains of ``dataset`` but ``held_out``.
+    """The splits for training on all domains of ``dataset`` but ``held_out`` (and ``validation_domain``).
 
     ``strict`` cuts the concepts of each class in 60 % train, 15 % validation and 25 % test, by ``trial_seed`` alone:
     the cut is the same for every domain and whichever is held out. Every domain has the splits ``train``,
@@ -83,7 +96,11 @@ def make_splits(
     on ``out``; the answer is the held-out domain's ``in``. Under both, ``all`` of the held-out domain is evaluated
     too.
 
+    Cross-validation over domains asks a domain that is held out beside another for its ``in`` (as DomainBed does)
+    or, under ``strict``, for its ``validation``, so that no selection sees the concepts of the answer.
+
     Args:
+        validation_domain: held out too; the cut of the pictures is the same with it and without.
         protocol: ``"strict"``, ``"domainbed"``, or ``"auto"``: strict where the set knows its concepts.
         holdout: the share that ``domainbed`` holds out; not used by ``strict``.
 
@@ -93,6 +110,10 @@ def make_splits(
             empty.
     """
     dataset.check_domain(held_out)
+    if validation_domain is not None:
+        dataset.check_domain(validation_domain)
+        if validation_domain == held_out:
+            raise SteppeError(f"the validation domain {validation_domain!r} is the held-out domain; choose another one")
     check_holdout(holdout)
     if protocol not in PROTOCOLS:
         raise unknown_name("split protocol", protocol, PROTOCOLS)
@@ -101,17 +122,22 @@ def make_splits(
             f"{dataset.name!r} has one domain, {held_out!r}: holding it out leaves nothing to train on; "
             "a second domain is needed"
         )
+    if validation_domain is not None and len(dataset.domains) == 2:
+        raise SteppeError(
+            f"{dataset.name!r} has two domains; holding out both, {held_out!r} and {validation_domain!r}, leaves "
+            "nothing to train on; a third domain is needed"
+        )
     check_complete(dataset)
     if protocol == "auto":
         protocol = "domainbed" if dataset.concepts(held_out) is None else "strict"
     if protocol == "strict":
         evaluation = _strict(dataset, trial_seed)
-        train, validation, answer, in_domain = "train", "validation", "test", "test"
+        train, validation, answer, in_domain, crossed = "train", "validation", "test", "test", "validation"
     else:
         evaluation = _domainbed(dataset, trial_seed, holdout)
-        train, validation, answer, in_domain = "in", "out", "in", "out"
+        train, validation, answer, in_domain, crossed = "in", "out", "in", "out", "in"
     evaluation[held_out]["all"] = np.arange(dataset.size(held_out), dtype=np.int64)
-    sources = [domain for domain in dataset.domains if domain != held_out]
+    sources = [domain for domain in dataset.domains if domain not in (held_out, validation_domain)]
     return Splits(
         protocol=protocol,
         held_out=held_out,
@@ -120,6 +146,9 @@ def make_splits(
         evaluation=evaluation,
         answer=answer,
         in_domain=in_domain,
+        selects=validation,
+        cross_validates=crossed,
+        validation_domain=validation_domain,
     )
 
 

@@ -26,8 +26,8 @@ from steppe.report.page_data import (
     view,
 )
 from steppe.report.page_data import Extras as Extras
+from steppe.report.plans import open_selected
 from steppe.report.ranking import names, percent, seconds, signed, spread
-from steppe.report.runs import load_runs
 from steppe.report.significance import Family, family
 from steppe.report.statistics import Comparison, Estimate, Summary, summarise
 from steppe.report.tables import Table, overall_table
@@ -44,16 +44,20 @@ def write_page(
     root: Path | str,
     out: Path | str | None = None,
     *,
+    selection: str | None = None,
     summary: Summary | None = None,
     extras: Extras | None = None,
 ) -> Path:
     """Writes the report on the runs below ``root`` to ``out`` (``root/report.html``) and returns its path.
+
+    Of a sweep that searched it shows the runs that ``selection`` chooses, by default the sweep's own first one.
 
     The file appears whole or not at all. Two calls on the same store write the same bytes.
 
     Args:
         root: the store.
         out: where to.
+        selection: how the runs of sweeps are chosen.
         summary: the runs it is about, where they have been read already; by default all of the store.
         extras: what is shown beyond the usual.
 
@@ -61,7 +65,10 @@ def write_page(
         SteppeError: no finished run below ``root``; ``out`` cannot be written.
     """
     root = Path(root)
-    summary = summarise(load_runs(root)) if summary is None else summary
+    if summary is None:
+        found = open_selected(root, name=selection)
+        summary = summarise(found.runs)
+        extras = extras or Extras(drawn=summarise(found.everything) if found.choices else None)
     if not summary.runs:
         raise SteppeError("\n".join([f"{root}: nothing to report.", *store_notes(summary.runs)]))
     out = root / NAME if out is None else Path(out)

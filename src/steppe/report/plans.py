@@ -1,65 +1,82 @@
-"""Which runs are meant: those of a store, or those of one sweep whose plan lies in it."""
+"""Which runs are meant: those of a store, or of one sweep whose plan lies in it; and which of them are selected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from steppe.benchmark.plan import PLAN, SWEEPS, Plan, read_plan, read_plans
 from steppe.errors import SteppeError
 from steppe.report.filters import only
-from steppe.report.reading import read_object
-from steppe.report.runs import Runs, load_runs
+from steppe.report.runs import Problem, Runs, load_runs
+from steppe.report.selected import Choice, select
 
-PLAN = "sweep.json"
-SWEEPS = "sweeps"
+
+@dataclass(frozen=True)
+class OpenedRuns:
+    """Runs for tables, and all runs that they were selected from.
+
+    Attributes:
+        runs: of sweeps with a plan the selected ones, of everything else all.
+        everything: without a selection.
+        choices: what was selected, and how; empty where there is no plan.
+    """
+
+    runs: Runs
+    everything: Runs
+    choices: tuple[Choice, ...]
+
+
+def open_selected(path: Path | str, words: Sequence[str] = (), name: str | None = None) -> OpenedRuns:
+    """The runs of a store, or of one of its sweeps, with those of plans selected.
+
+    Args:
+        path: a folder of runs, or the folder or file of a plan (``STORE/sweeps/ID``).
+        words: what is kept, ``["held-out=line", "seed=0,1"]``; see :func:`~steppe.report.filters.only`.
+        name: the selection (``training``, ``leave-one-out``, ``oracle``); by default each plan's first.
+
+    Raises:
+        SteppeError: there is no such folder or selection, the plan cannot be read, or nothing is kept.
+    """
+    everything, plans = _opened(Path(path))
+    everything = only(words).of(everything)
+    if words:
+        there = {run.path for run in everything}
+        plans = [_of(plan, there, everything.root or Path()) for plan in plans]
+    selected = select(everything, [plan for plan in plans if plan.cells], name)
+    return OpenedRuns(selected.runs, everything, selected.choices)
 
 
 def open_runs(path: Path | str, words: Sequence[str] = ()) -> Runs:
-    """The runs of the store ``path``, or of the sweep whose plan is in the folder ``path`` (``STORE/sweeps/ID``).
-
-    Args:
-        path: a folder of runs, or the folder or file of a plan.
-        words: what is kept, ``["held-out=line", "seed=0,1"]``; see :func:`~steppe.report.filters.only`.
-
-    Raises:
-        SteppeError: there is no such folder, the plan cannot be read, or nothing is kept.
-    """
-    path = Path(path)
-    plan = path if path.name == PLAN else path / PLAN
-    planned_runs = plan.is_file() and plan.parent.parent.name == SWEEPS
-    return only(words).of(_of_plan(plan) if planned_runs else load_runs(path))
+    """The runs of a store, or of one of its sweeps, without a selection; see :func:`open_selected`."""
+    return only(words).of(_opened(Path(path))[0])
 
 
-def _of_plan(plan: Path) -> Runs:
-    store = plan.parent.parent.parent
-    wanted = set(planned(read_object(plan)))
-    if not wanted:
-        raise SteppeError(f"{plan} names no runs")
+def _opened(path: Path) -> tuple[Runs, list[Plan]]:
+    file = path if path.name == PLAN else path / PLAN
+    if not (file.is_file() and file.parent.parent.name == SWEEPS):
+        found = load_runs(path)
+        plans, damaged = read_plans(path)
+        found.problems += [Problem(error.path, error.message) for error in damaged]
+        return found, plans
+    plan = read_plan(file)
+    if plan is None or not plan.paths:
+        raise SteppeError(f"{file} names no runs")
+    store = file.parent.parent.parent
     found = load_runs(store)
-    return Runs(
-        (run for run in found if run.id in wanted),
-        root=store,
-        unfinished=[folder for folder in found.unfinished if folder.name in wanted],
-        failures=[failure for failure in found.failures if failure.path.name in wanted],
-        problems=[problem for problem in found.problems if wanted & set(problem.path.parts)],
-    )
+    folders = {store / path for path in plan.paths}
+    part = copy(found)
+    part[:] = [run for run in found if run.path in folders]
+    part.unfinished = [folder for folder in found.unfinished if folder in folders]
+    part.pruned = [folder for folder in found.pruned if folder in folders]
+    part.failures = [failure for failure in found.failures if failure.path in folders]
+    part.problems = [problem for problem in found.problems if folders & {problem.path, problem.path.parent}]
+    return part, [plan]
 
 
-def planned(content: Any) -> Iterator[str]:
-    """The ids of all runs that a plan names, wherever in it they are listed."""
-    if isinstance(content, dict):
-        for name, value in content.items():
-            if name in ("id", "run") and isinstance(value, str):
-                yield value
-            elif name in ("runs", "ids") and isinstance(value, list):
-                yield from (item for item in value if isinstance(item, str))
-                yield from planned([item for item in value if not isinstance(item, str)])
-            elif name == "runs" and isinstance(value, dict):
-                yield from value
-                yield from planned(list(value.values()))
-            else:
-                yield from planned(value)
-    elif isinstance(content, list):
-        for item in content:
-            yield from planned(item)
+def _of(plan: Plan, there: set[Path], root: Path) -> Plan:
+    """The cells of which a run is left."""
+    cells = {cell for cell, draws in plan.cells.items() if any(root / draw.run in there for draw in draws.values())}
+    return plan.limited(cells, 1 + max((number for draws in plan.cells.values() for number in draws), default=0))

@@ -18,6 +18,7 @@ from steppe.report.index import Index
 from steppe.report.reading import Problem as Problem
 from steppe.report.reading import UnreadableFile as UnreadableFile
 from steppe.report.reading import parse, read_object, read_text
+from steppe.training.pruning import PRUNED
 
 SEED_FIELDS = ("seed", "trial_seed")
 """The fields of a config that say which repetition a run is; runs that differ in nothing else are averaged.
@@ -25,12 +26,39 @@ SEED_FIELDS = ("seed", "trial_seed")
 
 
 @dataclass(frozen=True)
+class Searched:
+    """How runs of a sweep were chosen among draws of hyper-parameters.
+
+    Attributes:
+        sweep: the plan's id.
+        search: among what, in words; empty where only the checkpoint was chosen.
+        selection: by which rule, in words.
+        drawn: the settings that were searched; they differ from run to run.
+    """
+
+    sweep: str
+    search: str
+    selection: str
+    drawn: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """All of it in words."""
+        return f"{f'best of {self.search}' if self.search else 'checkpoint'} by {self.selection}"
+
+
+@dataclass(frozen=True)
 class Run:
-    """One finished run. Accuracies are fractions in [0, 1] of the selected checkpoint."""
+    """One finished run. Accuracies are fractions in [0, 1] of the selected checkpoint.
+
+    Attributes:
+        searched: how this run was chosen, where it was; such runs are one method, whatever was drawn for each.
+    """
 
     path: Path
     config: Mapping[str, Any] = field(repr=False)
     result: Mapping[str, Any] = field(repr=False)
+    searched: Searched | None = None
 
     @property
     def id(self) -> str:
@@ -47,6 +75,12 @@ class Run:
     @property
     def held_out(self) -> str:
         return str(self.result["held_out"])
+
+    @property
+    def validation_domain(self) -> str | None:
+        """The second domain that was held out, of a run that serves cross-validation over domains."""
+        found = self.config.get("validation_domain")
+        return None if found is None else str(found)
 
     @property
     def seed(self) -> int:
@@ -126,7 +160,9 @@ class Runs(list[Run]):
         root: the folder that was searched.
         unfinished: folders of runs that were begun and neither finished nor failed.
         failures: runs that stopped with an error and have not been finished since.
+        pruned: folders of runs that a search stopped as not worth finishing.
         problems: files that could not be read or do not fit together; their runs are in none of the lists.
+        notes: what has to be said of how runs were chosen, a sentence each.
     """
 
     def __init__(
@@ -137,12 +173,16 @@ class Runs(list[Run]):
         unfinished: Iterable[Path] = (),
         failures: Iterable[Problem] = (),
         problems: Iterable[Problem] = (),
+        pruned: Iterable[Path] = (),
+        notes: Iterable[str] = (),
     ) -> None:
         super().__init__(runs)
         self.root = root
         self.unfinished = list(unfinished)
         self.failures = list(failures)
         self.problems = list(problems)
+        self.pruned = list(pruned)
+        self.notes = list(notes)
 
 
 def load_runs(root: Path | str) -> Runs:
@@ -166,6 +206,8 @@ def load_runs(root: Path | str) -> Runs:
                 finished.append(folder)
             elif "failure.json" in names:
                 found.failures.append(_load_failure(folder))
+            elif PRUNED in names:
+                found.pruned.append(folder)
             else:
                 found.unfinished.append(folder)
         except UnreadableFile as error:
@@ -188,7 +230,7 @@ def _run_folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
     """The folders that hold a run, in the order of their paths; what lies below one is the run's own."""
     for folder, subfolders, files in os.walk(root):
         names = set(files)
-        if names & {"config.json", "result.json", "failure.json"}:
+        if names & {"config.json", "result.json", "failure.json", PRUNED}:
             subfolders.clear()
             yield Path(folder), names
         subfolders.sort()

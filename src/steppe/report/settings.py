@@ -8,10 +8,12 @@ from typing import Any
 
 from steppe.report.runs import SEED_FIELDS
 
-IDENTITY = ("dataset", "dataset_fingerprint", "algorithm", "held_out", *SEED_FIELDS)
+IDENTITY = ("dataset", "dataset_fingerprint", "algorithm", "held_out", "validation_domain", *SEED_FIELDS)
 """Fields of a config that the tables have a place for; everything else is a setting."""
 
 HYPER = "hyper"
+SEARCH, SELECTION = "search", "selection"
+"""What a method has for settings where its runs were chosen in a sweep: among what, and by which rule."""
 
 OFF = {"ascent_fraction": 1.0, "m": 1, "shared": False}
 """Options of whatever climbs, and what they are where they are not used."""

@@ -1,6 +1,8 @@
 """What the runs say: means and standard errors over seeds, by data set, method and held-out domain.
 
-A method is an algorithm with its settings: runs that differ in anything but their seed are never averaged.
+A method is an algorithm with its settings: runs that differ in anything but their seed are never averaged. Where
+hyper-parameters were searched, a method is an algorithm with its search: one chosen run for each held-out domain and
+seed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from steppe.report.runs import Run, Runs
-from steppe.report.settings import differing, labels, settings_key, settings_of, shared_settings
+from steppe.report.settings import SEARCH, SELECTION, differing, labels, settings_key, settings_of, shared_settings
 
 BASELINE = "erm"
 KNOWN_ORDER = ("erm", "sam", "asam", "gsam", "sagm", "disam")
@@ -138,6 +140,8 @@ def summarise(runs: Sequence[Run]) -> Summary:
     """The runs, grouped by data set × method × held-out domain; see the classes for what is computed."""
     grouped: dict[tuple[str, str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
+        if run.validation_domain is not None:
+            continue  # it serves the choice of hyper-parameters, and its held-out domain is one of two
         identity = (
             run.dataset,
             str(run.config.get("dataset_fingerprint", "")),
@@ -179,14 +183,24 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
     domains = list(dict.fromkeys(domain for run in runs for domain in run.domains))
     present = {run.held_out for run in runs}
     held_out = tuple(domain for domain in domains if domain in present)
-    by_algorithm: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    by_algorithm: dict[str, dict[Any, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        by_algorithm[run.algorithm][settings_key(settings_of(run.config))].append(run)
+        by_algorithm[run.algorithm][run.searched or settings_key(settings_of(run.config))].append(run)
     methods = []
     for algorithm in sorted(by_algorithm, key=algorithm_order):
-        groups = sorted(by_algorithm[algorithm].values(), key=lambda group: _natural(settings_of(group[0].config)))
-        names = differing([settings_of(group[0].config) for group in groups])
-        titles = labels(algorithm, [(settings_of(group[0].config), names) for group in groups])
+        groups = sorted(by_algorithm[algorithm].values(), key=lambda group: _natural(_settings(group)))
+        given, searched = (
+            differing([_settings(group) for group in groups if bool(group[0].searched) is kind])
+            for kind in (False, True)
+        )
+        named = []
+        for group in groups:
+            names = given
+            if group[0].searched:
+                how = [SEARCH if group[0].searched.search else SELECTION] if len(groups) > 1 else []
+                names = [*how, *(name for name in searched if name not in how)]
+            named.append((_settings(group), names))
+        titles = labels(algorithm, named)
         methods += [_method(title, group, held_out) for title, group in zip(titles, groups, strict=True)]
     baselines = {settings_key(shared_settings(m.settings)): m for m in methods if m.algorithm == BASELINE}
     first = runs[0]
@@ -201,6 +215,16 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
         held_out=held_out,
         methods=tuple(_with_ratio(method, baselines) for method in methods),
     )
+
+
+def _settings(group: Sequence[Run]) -> dict[str, Any]:
+    """What all runs of a method have in common: everything, or what was not searched, and how the rest was."""
+    settings, searched = settings_of(group[0].config), group[0].searched
+    if searched is None:
+        return settings
+    how = {SEARCH: searched.search, SELECTION: searched.selection}
+    own = {name: value for name, value in settings.items() if name not in searched.drawn}
+    return own | {name: value for name, value in how.items() if value}
 
 
 def _method(name: str, runs: Sequence[Run], held_out: Sequence[str]) -> Method:
@@ -218,7 +242,7 @@ def _method(name: str, runs: Sequence[Run], held_out: Sequence[str]) -> Method:
     bare = Method(
         name=name,
         algorithm=runs[0].algorithm,
-        settings=settings_of(runs[0].config),
+        settings=_settings(runs),
         cells=cells,
         average=None,
         average_everything=None,
@@ -257,6 +281,8 @@ def _with_ratio(method: Method, baselines: Mapping[str, Method]) -> Method:
         method: any.
         baselines: shared settings (`settings_key`) -> plain training with them.
     """
+    if SEARCH in method.settings or SELECTION in method.settings:
+        return method  # its runs differ in the size of their steps
     hardware = {run.hardware for run in method.runs}
     other = baselines.get(settings_key(shared_settings(method.settings)))
     if other is None or len(hardware) > 1 or {run.hardware for run in other.runs} != hardware:

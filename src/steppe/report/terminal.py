@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from rich.text import Text
 
 from steppe.report.ranking import Answer, answer, percent, seconds, spread
 from steppe.report.runs import Problem, Runs
+from steppe.report.selected import Choice
+from steppe.report.settings import plain
 from steppe.report.statistics import BASELINE, Comparison, Estimate, Method, Summary
 from steppe.report.tables import Entry
 from steppe.report.tables import Table as Plain
+from steppe.training.words import Value
 
 GAP = 2  # spaces between two columns: one of padding and the box's own
 LONGEST_NAME = 19  # a method's name longer than this is broken over lines
@@ -82,9 +85,11 @@ def store_notes(runs: Runs, root: Path | None = None) -> list[str]:
         shown = [str(problem) if root is None else problem.below(root) for problem in problems]
         return [title, *(f"  {line}" for line in shown)] if shown else []
 
-    notes = [] if runs else ["No finished runs."]
+    notes = list(runs.notes) if runs else [*runs.notes, "No finished runs."]
     if runs.unfinished:
         notes.append(f"{_count(len(runs.unfinished), 'run')} not finished; the same command continues.")
+    if runs.pruned:
+        notes.append(f"{_count(len(runs.pruned), 'run')} pruned by a search, and counted nowhere.")
     notes += lines(f"{_count(len(runs.failures), 'run')} failed:", runs.failures)
     notes += lines("Could not be read, and is in no number above:", runs.problems)
     return notes
@@ -94,6 +99,8 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
     result = answer(comparison)
     title = Text.assemble(("Accuracy in % on the domain never seen in training", "bold"), f"   {comparison.name}")
     console.print(title)
+    for how in dict.fromkeys(run.searched.text for run in comparison.runs if run.searched):
+        console.print(Text(_wrapped(how, console.width)))
     names = [method.name for method in comparison.methods]
     for block in _blocks(names, _columns(comparison), console.width):
         console.print()
@@ -102,6 +109,52 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(Text(_wrapped(result.headline, console.width), style="bold"))
     for caveat in result.caveats:
         console.print(Padding(Text(_wrapped(caveat, console.width - 2)), (0, 0, 0, 2), expand=False))
+
+
+def print_choices(choices: Sequence[Choice], console: Console) -> None:
+    """Prints which draw of hyper-parameters and which checkpoint each number of the tables comes from."""
+    searched = [choice for choice in choices if choice.values or choice.of > 1]
+    for dataset, how in dict.fromkeys((choice.cell.dataset, choice.how) for choice in searched):
+        console.print(
+            Text.assemble(("\nChosen hyper-parameters", "bold"), f"   {dataset}\n{_wrapped(how, console.width)}")
+        )
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+        table.add_column("", max_width=LONGEST_NAME, overflow="fold")
+        for heading in ("held out", "seed", "draw", "step", "%"):
+            table.add_column(heading, justify="left" if heading == "held out" else "right", overflow="fold")
+        table.add_column("", overflow="fold")
+        for choice in sorted(
+            (choice for choice in searched if (choice.cell.dataset, choice.how) == (dataset, how)),
+            key=lambda choice: (choice.cell.algorithm, choice.cell.held_out, choice.cell.seed),
+        ):
+            cell = choice.cell
+            row = (cell.algorithm, cell.held_out, cell.seed, choice.draw, choice.step)
+            drawn = ", ".join(f"{name} {_value(value)}" for name, value in choice.values.items()) or "as given"
+            table.add_row(*(Text(str(one)) for one in (*row, percent(choice.run.held_out_accuracy), drawn)))
+        console.print(table)
+
+
+def print_selections(summaries: Mapping[str, Summary], console: Console) -> None:
+    """Prints the averages of several selections side by side: selection, in words → its summary."""
+    names = [comparison.name for summary in summaries.values() for comparison in summary.comparisons]
+    for name in dict.fromkeys(names):
+        found = {
+            title: {method.name: method for one in summary.comparisons if one.name == name for method in one.methods}
+            for title, summary in summaries.items()
+        }
+        console.print(Text(f"\nBy the rule of selection, average over the held-out domains   {name}", style="bold"))
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+        table.add_column("", max_width=LONGEST_NAME, overflow="fold")
+        for title in found:
+            table.add_column(Text(title), justify="right", overflow="fold", max_width=20)
+        for method in dict.fromkeys(method for methods in found.values() for method in methods):
+            averages = [methods[method].average if method in methods else None for methods in found.values()]
+            table.add_row(Text(method), *(Text("–" if one is None else spread(one)) for one in averages))
+        console.print(table)
+
+
+def _value(value: Value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else plain(value)
 
 
 def _wrapped(sentence: str, width: int) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from steppe.errors import SteppeError
 from steppe.training.files import write_atomically
 
-VERSION = 2
+VERSION = 3
 
 
 class CorruptCheckpointError(SteppeError):

@@ -172,10 +172,14 @@ class RunConfig(Settings):
     """One word or a sum of them, such as coral+disam+sagm."""
     seed: int = 0
     """Decides the split (as DomainBed's trial seed), the new classifier, the batches and their augmentation."""
+    validation_domain: str | None = None
+    """A second domain that is not trained on, for leave-one-domain-out cross-validation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(0 <= self.seed < 2**31, "seed", self.seed, "at least 0 and below 2^31")
+        if self.validation_domain == self.held_out:
+            raise SteppeError(f"the validation domain {self.held_out!r} is the held-out domain; choose another one")
         values = parse(self.algorithm).hyper(self.given)
         if "gsam.rho_min" in values and self.schedule == "constant":
             raise SteppeError("rho_min lets the radius fall with the learning rate: set schedule to cosine or linear")
@@ -220,6 +224,8 @@ class RunConfig(Settings):
         """
         recipe = parse(self.algorithm)
         plain = {name: value for name, value in dataclasses.asdict(self).items() if name not in HYPER}
+        if self.validation_domain is None:
+            del plain["validation_domain"]
         if self.optimizer != "sgd":
             del plain["momentum"]
         if split == "strict":
@@ -238,18 +244,35 @@ class RunConfig(Settings):
         return {**coordinates, **{name: value for name, value in plain.items() if name not in coordinates}}
 
     @classmethod
-    def at(cls, settings: Settings, *, dataset: str, held_out: str, algorithm: str, seed: int) -> RunConfig:
+    def at(
+        cls,
+        settings: Settings,
+        *,
+        dataset: str,
+        held_out: str,
+        algorithm: str,
+        seed: int,
+        validation_domain: str | None = None,
+    ) -> RunConfig:
         """The run at these coordinates, with hyper-parameters that the algorithm does not take left out."""
         fields: dict[str, Any] = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
         takes = parse(algorithm).takes
         fields.update({name: None for name in SHORTHANDS if fields[name] is not None and not takes(name)})
         fields["hyper"] = {name: value for name, value in settings.hyper.items() if takes(name)}
-        return cls(dataset=dataset, held_out=held_out, algorithm=algorithm, seed=seed, **fields)
+        return cls(
+            dataset=dataset,
+            held_out=held_out,
+            algorithm=algorithm,
+            seed=seed,
+            validation_domain=validation_domain,
+            **fields,
+        )
 
 
 def run_name(config: RunConfig) -> str:
     """What a run is called on the screen."""
-    return f"{parse(config.algorithm).name}, {config.held_out} held out, seed {config.seed}"
+    also = "" if config.validation_domain is None else f" and {config.validation_domain}"
+    return f"{parse(config.algorithm).name}, {config.held_out}{also} held out, seed {config.seed}"
 
 
 def canonical_json(config: dict[str, Any]) -> str:

@@ -28,10 +28,10 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], config: dict[str, A
 
 
 def write_predictions(path: Path, dataset: DomainDataset, splits: Splits, evaluation: Evaluation) -> None:
-    """What the selected checkpoint says about the answer's pictures and the source domains' in-domain pictures."""
+    """What the selected checkpoint says: about an unseen domain's answer, and a source domain's in-domain pictures."""
     content = {}
     for domain, parts in splits.evaluation.items():
-        indices = parts[splits.answer if domain == splits.held_out else splits.in_domain]
+        indices = parts[splits.answer if domain in splits.unseen else splits.in_domain]
         found = evaluation.predictions[domain]
         content[domain] = [
             {
@@ -46,17 +46,40 @@ def write_predictions(path: Path, dataset: DomainDataset, splits: Splits, evalua
     write_json(path, content)
 
 
+def checkpoint(step: int, splits: Splits, evaluation: Evaluation) -> dict[str, Any]:
+    """A row of the table of checkpoints: what model selection may ask for, as fractions in [0, 1] and a loss in nats.
+
+    ``held_out_validation_accuracy`` is for the oracle alone. A run that holds out two domains has
+    ``cross_validation_accuracy`` beside these: each of the two domains → its accuracy on the split that
+    leave-one-domain-out cross-validation asks for.
+    """
+    held_out, accuracy = splits.held_out, evaluation.accuracy
+    row: dict[str, Any] = {
+        "step": step,
+        "validation_accuracy": evaluation.validation_accuracy,
+        "validation_loss": evaluation.validation_loss,
+        "held_out_accuracy": accuracy[held_out][splits.answer],
+        "held_out_accuracy_all": accuracy[held_out]["all"],
+        "held_out_validation_accuracy": accuracy[held_out][splits.selects],
+        "in_domain_accuracy": statistics.fmean(accuracy[domain][splits.in_domain] for domain in splits.train),
+    }
+    if splits.validation_domain is not None:
+        row["cross_validation_accuracy"] = {
+            domain: accuracy[domain][splits.cross_validates] for domain in splits.unseen
+        }
+    return row
+
+
 def measures(splits: Splits, evaluation: Evaluation) -> dict[str, Any]:
     """The part of ``result.json`` that says how well the selected checkpoint does, and on how many pictures."""
-    held_out, sources = splits.held_out, list(splits.train)
-    accuracy = evaluation.accuracy
+    held_out, accuracy = splits.held_out, evaluation.accuracy
     return {
         "validation_accuracy": evaluation.validation_accuracy,
         "accuracy": accuracy,
         "loss": evaluation.loss,
         "held_out_accuracy": accuracy[held_out][splits.answer],
         "held_out_accuracy_all": accuracy[held_out]["all"],
-        "in_domain_accuracy": statistics.fmean(accuracy[domain][splits.in_domain] for domain in sources),
+        "in_domain_accuracy": statistics.fmean(accuracy[domain][splits.in_domain] for domain in splits.train),
         "answer": splits.answer,
         "in_domain": splits.in_domain,
         "counts": {

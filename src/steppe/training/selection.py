@@ -15,11 +15,13 @@ from steppe.training.method import Method
 
 
 @dataclass
-class TrainingDomainValidation:
-    """DomainBed's *training-domain validation set* rule (Gulrajani and Lopez-Paz 2021, section 3).
+class BestCheckpoint:
+    """The weights of a run that are kept: those best on the source domains' validation pictures.
 
-    The checkpoint with the largest mean over the source domains of the accuracy on their validation pictures; the
-    first of them in a tie. Domains weigh the same whatever their size.
+    This is what DomainBed's *training-domain validation set* rule (Gulrajani and Lopez-Paz 2021, section 3) chooses
+    within one run: the checkpoint with the largest mean over the source domains of the accuracy on their validation
+    pictures; the first of them in a tie. Domains weigh the same whatever their size. The rule over many runs, and the
+    other rules, are in :mod:`steppe.benchmark.selection`.
 
     Attributes:
         step: the selected step; 0 before the first evaluation.
@@ -73,6 +75,11 @@ class Settled:
     batch_norm_batches: int = 0
 
     @property
+    def made_at_the_end(self) -> bool:
+        """Whether these are weights or running statistics that no evaluation during training has seen."""
+        return self.average is not None or self.batch_norm_batches > 0
+
+    @property
     def told(self) -> dict[str, Any]:
         """What ``result.json`` says of it beyond the step."""
         average = None if self.average is None else {"start": self.average[0], "end": self.average[1]}
@@ -82,7 +89,7 @@ class Settled:
 
 def settle(
     method: Method,
-    selection: TrainingDomainValidation,
+    selection: BestCheckpoint,
     model: nn.Module,
     *,
     batches: Iterable[Any] | None,

@@ -18,7 +18,7 @@ from steppe.training.config import RunConfig
 from steppe.training.losses import ADVICE, LossWindow
 from steppe.training.recipes import parse
 from steppe.training.schedules import LargeRate, base_optimizer, scheduler
-from steppe.training.selection import TrainingDomainValidation
+from steppe.training.selection import BestCheckpoint
 from steppe.training.vocabulary_trajectory import BN_BATCHES
 from steppe.training.words import Value
 
@@ -87,7 +87,9 @@ class Session:
             domains, self.device, penalties=tuple(self.method.penalties), scaled=self.scaler is not None
         )
         self._features = _HeadInput(self.model.head) if "features" in self.method.needs else None
-        self.selection = TrainingDomainValidation()
+        self.selection = BestCheckpoint()
+        self.checkpoints: list[dict[str, Any]] = []
+        """What was measured at each evaluation so far: the table of ``result.json``."""
         self.step = 0
         self.seconds = 0.0
         self.step_seconds: list[float] = []
@@ -163,6 +165,7 @@ class Session:
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "losses": self.losses.state_dict(),
             "selection": self.selection.state_dict(),
+            "checkpoints": [dict(row) for row in self.checkpoints],
             "random": random_state(),
         }
 
@@ -177,6 +180,7 @@ class Session:
             self.scaler.load_state_dict(state["scaler"])
         self.losses.load_state_dict(state["losses"])
         self.selection.load_state_dict(state["selection"])
+        self.checkpoints = [dict(row) for row in state["checkpoints"]]
         restore_random_state(state["random"])
 
     def trained_state(self) -> list[Any]:

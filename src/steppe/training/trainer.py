@@ -7,7 +7,7 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,9 +32,10 @@ from steppe.training.interruption import Interruption
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
 from steppe.training.metrics import MetricsLog
-from steppe.training.outputs import measures, write_predictions, write_result, write_weights
+from steppe.training.outputs import checkpoint, measures, write_predictions, write_result, write_weights
 from steppe.training.progress import Report, Silent
-from steppe.training.results import RESULT, Result, read_result
+from steppe.training.pruning import Pruned, forget_pruned, record_pruned
+from steppe.training.results import RESULT, DamagedResultError, Result, read_result, set_aside
 from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
 from steppe.training.sharpness import held_out_sharpness
@@ -66,6 +67,8 @@ class Trainer:
         machine: device, threads and loading processes.
         report: what to show meanwhile.
         command: the command line to put down in ``result.json``; by default this process's.
+        evaluated: is told of every evaluation during training, step and validation accuracy, and answers whether to
+            stop the run there, as not worth finishing. The answer at the last step changes nothing.
 
     Raises:
         SteppeError: the data set, the split or a setting is not usable (before anything is written).
@@ -80,6 +83,7 @@ class Trainer:
         machine: Machine | None = None,
         report: Report | None = None,
         command: str | None = None,
+        evaluated: Callable[[int, float], bool] | None = None,
     ) -> None:
         check_backbone(config.backbone)
         self.config = config
@@ -87,12 +91,18 @@ class Trainer:
         self.machine = machine or Machine()
         self.report = report or Silent()
         self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.evaluated = evaluated
         if dataset is None:
             dataset = open_dataset(config.dataset)
         check_inputs(dataset, config)
         self.dataset = dataset
         self.splits = make_splits(
-            dataset, config.held_out, protocol=config.split, trial_seed=config.seed, holdout=config.holdout
+            dataset,
+            config.held_out,
+            validation_domain=config.validation_domain,
+            protocol=config.split,
+            trial_seed=config.seed,
+            holdout=config.holdout,
         )
         self.canonical = config.canonical(
             dataset=dataset.name, fingerprint=dataset.fingerprint(), split=self.splits.protocol
@@ -103,7 +113,11 @@ class Trainer:
     def fit(self) -> Result:
         """Train until the run is finished.
 
+        A ``result.json`` that is damaged is named, renamed to ``result.json.damaged``, and made again.
+
         Raises:
+            Pruned: ``evaluated`` said to stop; ``pruned.json`` says when, and the run is not finished.
+            NewerResultError: the run was finished by a later steppe, whose ``result.json`` this one cannot read.
             NonFiniteLossError: the loss is NaN or infinite; names step, domain and learning rate. The last good
                 checkpoint is kept.
             OutputError: the directory is read-only or full.
@@ -113,7 +127,7 @@ class Trainer:
                 the one before it stays).
         """
         with run_lock(make_directory(self.out)):
-            finished = read_result(self.out)
+            finished = self._finished()
             self._check_same_run()
             if finished is not None:
                 self._state_path.unlink(missing_ok=True)
@@ -122,6 +136,7 @@ class Trainer:
             engine = accelerator(self.machine, self.config.precision)
             with Interruption() as interruption, reproducible(self.machine, engine.device):
                 session, length = self._begin(engine)
+                forget_pruned(self.out)
                 write_json(self.out / "config.json", self.canonical)
                 self.report.begin(run_name(self.config), step=session.step, total=self.config.steps)
                 with MetricsLog(self.out / "metrics.jsonl", length) as metrics:
@@ -163,15 +178,28 @@ class Trainer:
                         session.model, self.dataset, self.splits, size=config.image_size, batches=self.machine.sharpness
                     )
                 session.method.evaluated(evaluation.validation_loss)
+                session.checkpoints.append(checkpoint(step, self.splits, evaluation))
                 measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, **sharpness}
                 metrics.write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
                 self.report.evaluated(step, evaluation.validation_accuracy, loss, session.step_seconds[-1])
+                # Asked before the checkpoint is written, so that a run killed in between asks again.
+                if self._is_stopped(step, evaluation) and step < config.steps:
+                    self._prune(session)
             if saves:
                 session.seconds += watch.total()
                 self._save(session, metrics)
                 interruption.check()
             watch.lap()
         session.seconds += watch.total()
+
+    def _is_stopped(self, step: int, evaluation: Evaluation) -> bool:
+        return self.evaluated is not None and self.evaluated(step, evaluation.validation_accuracy)
+
+    def _prune(self, session: Session) -> NoReturn:
+        seen = [(int(row["step"]), float(row["validation_accuracy"])) for row in session.checkpoints]
+        record_pruned(self.out, seen, steps=self.config.steps, command=self.command)
+        self._state_path.unlink(missing_ok=True)
+        raise Pruned(self.out, session.step, self.config.steps)
 
     def _batches(self, session: Session, start: int, stop: int) -> Iterable[Batch]:
         config, model = self.config, session.model
@@ -243,6 +271,14 @@ class Trainer:
             return "no checkpoint had been written yet"
         return f"the last good checkpoint, of step {self._saved_step}, is kept in {self._state_path}"
 
+    def _finished(self) -> Result | None:
+        try:
+            return read_result(self.out)
+        except DamagedResultError as error:
+            what = str(error).partition(";")[0]
+            self.report.say(f"warning: {what}; it is kept as {set_aside(self.out).name}, and the run is trained again")
+            return None
+
     def _check_same_run(self) -> None:
         path = self.out / "config.json"
         if not path.exists():
@@ -291,6 +327,10 @@ class Trainer:
 
     def _finish(self, session: Session, settled: Settled) -> Result:
         evaluation = settled.evaluation
+        rows = session.checkpoints
+        if settled.made_at_the_end:
+            rows = [checkpoint(self.config.steps, self.splits, evaluation)]
+        also = self.config.validation_domain
         write_weights(self.out / "model.safetensors", settled.weights, self.canonical)
         write_predictions(self.out / "predictions.json", self.dataset, self.splits, evaluation)
         write_result(
@@ -301,6 +341,7 @@ class Trainer:
                 "dataset_spec": self.dataset.spec,
                 "algorithm": self.canonical["algorithm"],
                 "held_out": self.config.held_out,
+                **({} if also is None else {"validation_domain": also}),
                 "seed": self.config.seed,
                 "selected_step": settled.step,
                 **settled.told,
@@ -313,6 +354,7 @@ class Trainer:
                 "versions": versions(),
                 "device": describe(session.device),
                 "threads": torch.get_num_threads(),
+                "checkpoints": rows,
             },
         )
         self._state_path.unlink(missing_ok=True)

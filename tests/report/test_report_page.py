@@ -13,7 +13,8 @@ from made_up_runs import write_benchmark, write_run
 
 from steppe.errors import SteppeError
 from steppe.look.palette import inks
-from steppe.report import load_runs, write_page
+from steppe.report import load_runs, summarise, write_page
+from steppe.report.page import Extras
 
 EVIL = '</script><script>alert("1")</script><img src=x onerror=alert(2)>\'&amp;{{ 7*7 }}\u2028'
 
@@ -170,6 +171,20 @@ def test_what_the_store_lacks_is_on_the_page_without_paths_of_this_machine(tmp_p
     for path in (broken / "result.json", mute / "metrics.jsonl"):
         assert path.relative_to(tmp_path).as_posix() in text
     assert str(tmp_path) not in text
+
+
+def test_sensitivity_is_of_all_draws_where_the_tables_are_about_some(tmp_path: Path) -> None:
+    for rho in (0.01, 0.05, 0.2):
+        write_run(tmp_path, "sam", "line", accuracy=rho, hyper={"rho": rho})
+    everything = load_runs(tmp_path)
+    chosen = summarise([run for run in everything if run.held_out_accuracy == 0.05])
+    alone = data_of(parse(write_page(tmp_path, summary=chosen)))["comparisons"][0]
+    assert alone["sensitivities"] == []
+    extras = Extras(drawn=summarise(everything))
+    (found,) = data_of(parse(write_page(tmp_path, summary=chosen, extras=extras)))["comparisons"]
+    assert [method["name"] for method in found["methods"]] == ["sam"]
+    (line,) = found["sensitivities"][0]["lines"]
+    assert [point["value"] for point in line["points"]] == [0.01, 0.05, 0.2]
 
 
 def test_two_data_sets_have_a_section_each(tmp_path: Path) -> None:

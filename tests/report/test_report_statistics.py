@@ -13,7 +13,7 @@ from made_up_runs import CONFIG, write_benchmark, write_run
 from scipy import stats
 
 from steppe.report import Summary, load_runs, summarise
-from steppe.report.settings import differing, label, settings_of
+from steppe.report.settings import differing, label, labels, settings_of
 from steppe.report.statistics import Comparison, Method, estimate
 
 FRACTIONS = st.floats(0, 1, allow_subnormal=False)
@@ -179,6 +179,15 @@ def test_pictures_behind_a_number(tmp_path: Path) -> None:
 @given(st.dictionaries(st.sampled_from(["lr", "steps", "hyper.rho"]), st.sampled_from([1, 2.5, "x", None]), max_size=3))
 def test_equal_settings_do_not_differ(settings: dict[str, object]) -> None:
     assert differing([settings, dict(reversed(settings.items()))]) == []
+
+
+def test_drawn_numbers_are_as_short_as_tells_them_apart() -> None:
+    groups = [({"lr": lr, "steps": 5}, ["lr"]) for lr in (1.0278547e-05, 1.0278999e-05, 0.05)]
+    assert labels("sam", groups) == ["sam (lr=1.02785e-05)", "sam (lr=1.0279e-05)", "sam (lr=0.05)"]
+    assert labels("sam", groups[1:]) == ["sam (lr=1.03e-05)", "sam (lr=0.05)"]
+    nearly_equal = [({"lr": 0.1}, ["lr"]), ({"lr": 0.1 + 2**-56}, ["lr"])]
+    assert len(set(labels("sam", nearly_equal))) == 2
+    assert labels("sam", [({"lr": 0.1}, [])]) == ["sam"]
 
 
 def test_labels() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from steppe.benchmark.execution import Execution
 from steppe.benchmark.options import SearchOptions
+from steppe.cli.report_commands import Radius, Report, SelectionName
 from steppe.errors import SteppeError
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
@@ -17,8 +18,6 @@ from steppe.training.recipes import check_taken, parse
 
 if TYPE_CHECKING:
     from steppe.data import DomainDataset
-
-SelectionName = Literal["training", "leave-one-out", "oracle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,33 +137,6 @@ class Bench:
         from steppe.cli.sweep import run_bench
 
         return run_bench(self, datasets, command)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Show what a store of runs found.
-
-    Prints a table and writes one HTML page that works offline. Of a sweep that
-    searched it shows the runs that were selected, and their hyper-parameters.
-
-      steppe report runs
-      steppe report runs --selection oracle
-    """
-
-    runs: Positional[Path]
-    """The folder that steppe bench, train or demo wrote to."""
-    selection: Annotated[
-        SelectionName | None, arg(metavar="RULE", help_behavior_hint="(default: each sweep's first)")
-    ] = None
-    """How hyper-parameters and checkpoint of a sweep are chosen: training, leave-one-out or oracle."""
-    out: Annotated[Path | None, unset("report.html in that folder")] = None
-    """Where the page goes."""
-
-    def run(self, command: str) -> int:
-        """Print the table, write the page."""
-        from steppe.cli.show import run_report
-
-        return run_report(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,13 +275,14 @@ def _check_backbone(settings: Settings) -> None:
         check_backbone(settings.backbone)
 
 
-Command = Demo | Train | Bench | Report | List | DataList | DataFetch | DataCheck | DataSheet
+Command = Demo | Train | Bench | Report | Radius | List | DataList | DataFetch | DataCheck | DataSheet
 
 COMMANDS: dict[tuple[str, ...], type[Command]] = {
     ("demo",): Demo,
     ("bench",): Bench,
     ("train",): Train,
     ("report",): Report,
+    ("radius",): Radius,
     ("list",): List,
     ("data", "list"): DataList,
     ("data", "fetch"): DataFetch,

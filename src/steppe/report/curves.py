@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,15 +33,25 @@ class Curve:
     runs: tuple[str, ...]
 
 
-def curves(comparison: Comparison) -> tuple[list[Curve], list[Problem]]:
-    """Every curve of the comparison, and the metrics files that could not be read (their runs are left out)."""
+def curves(
+    comparison: Comparison, *, methods: Collection[str] | None = None, seeds: int | None = None
+) -> tuple[list[Curve], list[Problem]]:
+    """Every curve of the comparison, and the metrics files that could not be read (their runs are left out).
+
+    Args:
+        comparison: the runs.
+        methods: only of these; a metrics file takes milliseconds to read, and thousands take too long.
+        seeds: only of so many runs of each cell, the first.
+    """
     found: list[Curve] = []
     problems: list[Problem] = []
     for method in comparison.methods:
+        if methods is not None and method.name not in methods:
+            continue
         for held_out, cell in method.cells.items():
             losses: dict[str, list[dict[int, float]]] = {}
             runs: dict[str, list[str]] = {}
-            for run in cell.runs:
+            for run in cell.runs[:seeds]:
                 try:
                     for domain, loss in domain_losses(run).items():
                         losses.setdefault(domain, []).append(loss)

@@ -1,13 +1,12 @@
 """The store of runs as the report sees it: finished runs, counts of the others, and what could not be read.
 
 A run is a folder with ``config.json``; it is finished exactly when ``result.json`` is there. Only these two small
-files are read here, so that a store of thousands of runs opens in seconds; the rest is read when asked for.
+files are read here, through a cache where there are many (:mod:`steppe.report.index`), so that a store of thousands of
+runs opens in seconds; the rest is read when asked for.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,38 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from steppe.errors import SteppeError
+from steppe.report.index import Index
+from steppe.report.reading import Problem as Problem
+from steppe.report.reading import UnreadableFile as UnreadableFile
+from steppe.report.reading import parse, read_object, read_text
 from steppe.training.pruning import PRUNED
-from steppe.training.results import NUMBER, flaw
 
 SEED_FIELDS = ("seed", "trial_seed")
 """The fields of a config that say which repetition a run is; runs that differ in nothing else are averaged.
 """
-
-_FRACTIONS = ("held_out_accuracy", "held_out_accuracy_all", "in_domain_accuracy", "validation_accuracy")
-
-
-class UnreadableFile(SteppeError):
-    """A file of a run that is missing, broken, or does not fit the others; ``path`` names it."""
-
-    def __init__(self, path: Path, message: str) -> None:
-        super().__init__(f"{path}: {message}")
-        self.path = path
-        self.message = message
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something in the store that is not as it should be, or a run that failed: where, and what is wrong."""
-
-    path: Path
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
-
-    def below(self, root: Path) -> str:
-        """The same with the path as seen from ``root``, for what is passed on to others."""
-        return f"{Path(os.path.relpath(self.path, root)).as_posix()}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -154,9 +130,9 @@ class Run:
         """
         path = self.path / "metrics.jsonl"
         lines = []
-        for number, line in enumerate(_read(path).splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             if line.strip():
-                record = _parse(path, line, f"line {number}: ")
+                record = parse(path, line, f"line {number}: ")
                 if not isinstance(record, dict):
                     raise UnreadableFile(path, f"line {number}: expected an object")
                 lines.append(record)
@@ -171,7 +147,7 @@ class Run:
             UnreadableFile: the file cannot be read or is not JSON.
         """
         path = self.path / "predictions.json"
-        content = _parse(path, _read(path))
+        content = parse(path, read_text(path))
         if not isinstance(content, dict):
             raise UnreadableFile(path, "expected an object with a list for each domain")
         return content
@@ -222,14 +198,12 @@ def load_runs(root: Path | str) -> Runs:
         raise SteppeError(f"no folder of runs at {root}: give the folder that `steppe bench` or `steppe demo` wrote to")
     found = Runs(root=root)
     seen: dict[str, Path] = {}
+    index = Index(root)
+    finished = []
     for folder, names in _run_folders(root):
         try:
             if "result.json" in names:
-                run = _load(folder)
-                if run.id in seen:
-                    raise UnreadableFile(folder, f"the same run as {seen[run.id]}; counted once")
-                seen[run.id] = folder
-                found.append(run)
+                finished.append(folder)
             elif "failure.json" in names:
                 found.failures.append(_load_failure(folder))
             elif PRUNED in names:
@@ -238,6 +212,17 @@ def load_runs(root: Path | str) -> Runs:
                 found.unfinished.append(folder)
         except UnreadableFile as error:
             found.problems.append(Problem(error.path, error.message))
+    for folder, loaded in zip(finished, index.load(finished), strict=True):
+        if isinstance(loaded, UnreadableFile):
+            found.problems.append(Problem(loaded.path, loaded.message))
+            continue
+        run = Run(folder, *loaded)
+        if run.id in seen:
+            found.problems.append(Problem(folder, f"the same run as {seen[run.id]}; counted once"))
+            continue
+        seen[run.id] = folder
+        found.append(run)
+    index.save()
     return found
 
 
@@ -251,53 +236,6 @@ def _run_folders(root: Path) -> Iterator[tuple[Path, set[str]]]:
         subfolders.sort()
 
 
-def _load(folder: Path) -> Run:
-    result_path, config_path = folder / "result.json", folder / "config.json"
-    result, config = _read_object(result_path), _read_object(config_path)
-    wrong = flaw(result)
-    if wrong:
-        raise UnreadableFile(result_path, wrong)
-    for name in _FRACTIONS:
-        if not 0.0 <= result[name] <= 1.0:
-            raise UnreadableFile(result_path, f"{name} is {result[name]!r}, not a fraction between 0 and 1")
-    if not (math.isfinite(result["seconds_per_step"]) and result["seconds_per_step"] >= 0):
-        raise UnreadableFile(result_path, f"seconds_per_step is {result['seconds_per_step']!r}")
-    for name in ("dataset", "algorithm", "held_out", "seed"):
-        if config.get(name) != result[name]:
-            raise UnreadableFile(result_path, f"{name} is {result[name]!r} but {config.get(name)!r} in config.json")
-    split = result["accuracy"].get(result["held_out"])
-    value = split.get(result["answer"]) if isinstance(split, dict) else None
-    if not isinstance(value, NUMBER) or not math.isclose(value, result["held_out_accuracy"], abs_tol=1e-9):
-        raise UnreadableFile(
-            result_path,
-            f"held_out_accuracy is not the accuracy of {result['held_out']!r} on {result['answer']!r}",
-        )
-    return Run(path=folder, config=config, result=result)
-
-
 def _load_failure(folder: Path) -> Problem:
     path = folder / "failure.json"
-    return Problem(folder, str(_read_object(path).get("error", "no error was recorded")))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UnreadableFile(path, "the file is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableFile(path, f"cannot be read ({error})") from error
-
-
-def _parse(path: Path, text: str, where: str = "") -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UnreadableFile(path, f"{where}not valid JSON ({error})") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = _parse(path, _read(path))
-    if not isinstance(content, dict):
-        raise UnreadableFile(path, "expected an object")
-    return content
+    return Problem(folder, str(read_object(path).get("error", "no error was recorded")))

@@ -12,6 +12,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steppe.errors import SteppeError
@@ -76,7 +77,7 @@ def gallery(comparison: Comparison, method: Method) -> Gallery:
             return Gallery((), "", "the data set has changed since the runs were made")
         return Gallery(tuple(_panels(comparison, method, dataset)), dataset.licence, None)
     except (SteppeError, OSError) as error:
-        return Gallery((), "", str(error))
+        return Gallery((), "", _without_own_folders(str(error)))
 
 
 def choose(entries: Sequence[Mapping[str, Any]], most: int = MOST_PICTURES) -> list[Mapping[str, Any]]:
@@ -137,6 +138,13 @@ def _thumbnail(image: Image.Image) -> str:
     buffer = io.BytesIO()
     small.save(buffer, format="WEBP", quality=88)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _without_own_folders(message: str) -> str:
+    """The message without where this machine keeps things, for a page that is passed on to others."""
+    for folder, name in ((Path.cwd(), "the current folder"), (Path.home(), "~")):
+        message = message.replace(str(folder), name) if folder != Path("/") else message
+    return message
 
 
 def _hash(text: str) -> str:

@@ -48,10 +48,31 @@ def differing(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if len({_comparable(group, name) for group in groups}) > 1]
 
 
-def label(algorithm: str, settings: Mapping[str, Any], names: Sequence[str]) -> str:
-    """``disam`` or ``disam (rho=0.1, steps=300)``: the algorithm, and the settings that tell it from its kin."""
-    shown = [f"{short(name, settings)}={plain(settings[name])}" for name in names if name in settings]
+def label(algorithm: str, settings: Mapping[str, Any], names: Sequence[str], digits: int | None = None) -> str:
+    """``disam`` or ``disam (rho=0.1, steps=300)``: the algorithm, and the settings that tell it from its kin.
+
+    Numbers have all their digits, or ``digits`` significant ones.
+    """
+
+    def said(value: Any) -> str:
+        return f"{value:.{digits}g}" if digits is not None and isinstance(value, float) else plain(value)
+
+    shown = [f"{short(name, settings)}={said(settings[name])}" for name in names if name in settings]
     return f"{algorithm} ({', '.join(shown)})" if shown else algorithm
+
+
+def labels(algorithm: str, groups: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> list[str]:
+    """A label for each group of an algorithm's runs, all different; drawn numbers as short as that allows.
+
+    Args:
+        algorithm: of all of them.
+        groups: the settings of each, and the names of those that are to be shown.
+    """
+    for digits in (3, 4, 6, None):
+        found = [label(algorithm, settings, names, digits) for settings, names in groups]
+        if len(set(found)) == len(found):
+            break
+    return found
 
 
 def short(name: str, settings: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from steppe.report.runs import Run, Runs
-from steppe.report.settings import SEARCH, SELECTION, differing, label, settings_key, settings_of, shared_settings
+from steppe.report.settings import SEARCH, SELECTION, differing, labels, settings_key, settings_of, shared_settings
 
 BASELINE = "erm"
 KNOWN_ORDER = ("erm", "sam", "asam", "gsam", "sagm", "disam")
@@ -95,6 +95,11 @@ class Comparison:
     @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(run for method in self.methods for run in method.runs)
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """Data set, contents, split and answer: of two comparisons equal exactly where the pictures are."""
+        return self.dataset, self.fingerprint, str(self.runs[0].config.get("split", "")), self.answer
 
     @property
     def selects_on_in_domain(self) -> bool:
@@ -182,18 +187,22 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
     for run in runs:
         by_algorithm[run.algorithm][run.searched or settings_key(settings_of(run.config))].append(run)
     methods = []
-    for algorithm in sorted(by_algorithm, key=_algorithm_order):
+    for algorithm in sorted(by_algorithm, key=algorithm_order):
         groups = sorted(by_algorithm[algorithm].values(), key=lambda group: _natural(_settings(group)))
         given, searched = (
             differing([_settings(group) for group in groups if bool(group[0].searched) is kind])
             for kind in (False, True)
         )
+        named = []
         for group in groups:
             names = given
             if group[0].searched:
                 how = [SEARCH if group[0].searched.search else SELECTION] if len(groups) > 1 else []
                 names = [*how, *(name for name in searched if name not in how)]
-            methods.append(_method(label(algorithm, _settings(group), names), group, held_out))
+            named.append((_settings(group), names))
+        titles = labels(algorithm, named)
+        methods += [_method(title, group, held_out) for title, group in zip(titles, groups, strict=True)]
+    baselines = {settings_key(shared_settings(m.settings)): m for m in methods if m.algorithm == BASELINE}
     first = runs[0]
     return Comparison(
         name=name,
@@ -204,7 +213,7 @@ def _comparison(runs: Sequence[Run], name: str) -> Comparison:
         in_domain=str(first.result["in_domain"]),
         domains=tuple(domains),
         held_out=held_out,
-        methods=tuple(_with_ratio(method, methods) for method in methods),
+        methods=tuple(_with_ratio(method, baselines) for method in methods),
     )
 
 
@@ -265,25 +274,25 @@ def _average(method: Method, value: Callable[[Run], float]) -> Estimate:
     return Estimate(float(np.mean(means)), None, min(len(cell.runs) for cell in method.cells.values()), method.run_ids)
 
 
-def _with_ratio(method: Method, methods: Sequence[Method]) -> Method:
-    """The method with its cost as a multiple of the baseline's, where that was trained alike on the same hardware."""
+def _with_ratio(method: Method, baselines: Mapping[str, Method]) -> Method:
+    """The method with its cost as a multiple of the baseline's, where that was trained alike on the same hardware.
+
+    Args:
+        method: any.
+        baselines: shared settings (`settings_key`) -> plain training with them.
+    """
     if SEARCH in method.settings or SELECTION in method.settings:
         return method  # its runs differ in the size of their steps
-    shared = settings_key(shared_settings(method.settings))
     hardware = {run.hardware for run in method.runs}
-    for other in methods:
-        if (
-            other.algorithm == BASELINE
-            and settings_key(shared_settings(other.settings)) == shared
-            and len(hardware) == 1
-            and {run.hardware for run in other.runs} == hardware
-            and other.seconds_per_step > 0
-        ):
-            return replace(method, times_baseline=method.seconds_per_step / other.seconds_per_step)
-    return method
+    other = baselines.get(settings_key(shared_settings(method.settings)))
+    if other is None or len(hardware) > 1 or {run.hardware for run in other.runs} != hardware:
+        return method
+    if not other.seconds_per_step > 0:
+        return method
+    return replace(method, times_baseline=method.seconds_per_step / other.seconds_per_step)
 
 
-def _algorithm_order(algorithm: str) -> tuple[int, str]:
+def algorithm_order(algorithm: str) -> tuple[int, str]:
     """Plain training first, then the well-known methods in the order of their publication, then by name."""
     known = KNOWN_ORDER.index(algorithm) if algorithm in KNOWN_ORDER else len(KNOWN_ORDER)
     return known, algorithm

@@ -19,6 +19,8 @@ from steppe.report.runs import Problem, Runs
 from steppe.report.selected import Choice
 from steppe.report.settings import plain
 from steppe.report.statistics import BASELINE, Comparison, Estimate, Method, Summary
+from steppe.report.tables import Entry
+from steppe.report.tables import Table as Plain
 from steppe.training.words import Value
 
 GAP = 2  # spaces between two columns: one of padding and the box's own
@@ -47,6 +49,30 @@ def print_table(summary: Summary, console: Console) -> None:
         _print_comparison(comparison, console)
     for line in store_notes(summary.runs):
         console.print(Text(line, style="yellow"))
+
+
+def print_plain(table: Plain, console: Console) -> None:
+    """Prints a table of another kind: over data sets, tests, two stores; in lists where it is too wide for columns."""
+    console.print(Text(_wrapped(table.caption, console.width), style="bold"))
+    console.print()
+    heads = [table.heading, *table.columns]
+    lines = [[row.name, *(_entry(entry) for entry in row.entries)] for row in table.rows]
+    widths = [max(map(cell_len, column)) for column in zip(heads, *lines, strict=True)]
+    if sum(widths) + GAP * len(widths) <= console.width:
+        drawn = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+        for number, head in enumerate(heads):
+            drawn.add_column(Text(head), justify="right" if number else "left", no_wrap=True)
+        for row, line in zip(table.rows, lines, strict=True):
+            styles = ["", *("bold" if entry.place == 1 else "" for entry in row.entries)]
+            drawn.add_row(*(Text(cell, style=style) for cell, style in zip(line, styles, strict=True)))
+        console.print(drawn)
+    else:
+        for line in lines:
+            console.print(Text(line[0]))
+            told = ", ".join(f"{head} {cell}" for head, cell in zip(table.columns, line[1:], strict=True))
+            console.print(Padding(Text(_wrapped(told, console.width - 2)), (0, 0, 0, 2), expand=False))
+    for note in table.notes:
+        console.print(Padding(Text(_wrapped(note, console.width - 2)), (0, 0, 0, 2), expand=False))
 
 
 def store_notes(runs: Runs, root: Path | None = None) -> list[str]:
@@ -166,6 +192,10 @@ def _accuracies(heading: str, estimates: Sequence[Estimate | None]) -> Column:
     top = max((mean for mean in means if mean is not None), default=None)
     several = len({mean for mean in means if mean is not None}) > 1
     return Column(heading, tuple(shown), tuple(several and mean is not None and mean == top for mean in means))
+
+
+def _entry(entry: Entry) -> str:
+    return spread(entry.value) if entry.value is not None else entry.text or "–"
 
 
 def _plain(heading: str, cells: Sequence[str]) -> Column:

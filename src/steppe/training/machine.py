@@ -37,6 +37,8 @@ class Machine:
     """Processes that load pictures."""
     threads: Annotated[int | None, unset("torch's choice")] = None
     """Threads of torch on the CPU."""
+    sharpness: Annotated[int | None, unset("not measured")] = None
+    """At each evaluation measure the variance of the gradients of so many batches of the held-out domain."""
     checkpoint_every: Annotated[int | None, unset("at each evaluation")] = None
     """Steps between the checkpoints from which a stopped run continues."""
     cache: Literal["auto", "on", "off"] = "auto"
@@ -50,6 +52,8 @@ class Machine:
     is one."""
 
     def __post_init__(self) -> None:
+        if self.sharpness is not None and self.sharpness < 2:
+            raise SteppeError(f"sharpness is a variance over at least 2 batches, got {self.sharpness}")
         if self.workers is not None and self.workers < 0:
             raise SteppeError(f"workers must be at least 0, got {self.workers}")
         for name in ("threads", "checkpoint_every"):

@@ -38,6 +38,7 @@ from steppe.training.pruning import Pruned, forget_pruned, record_pruned
 from steppe.training.results import RESULT, DamagedResultError, Result, read_result, set_aside
 from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
+from steppe.training.sharpness import held_out_sharpness
 from steppe.training.stopwatch import Stopwatch
 
 
@@ -171,9 +172,12 @@ class Trainer:
                     evaluation = self._evaluate(session, interruption)
                     if session.method.average is None:
                         session.selection.consider(step, evaluation, session.model)
+                    sharpness = held_out_sharpness(
+                        session.model, self.dataset, self.splits, size=config.image_size, batches=self.machine.sharpness
+                    )
                 session.method.evaluated(evaluation.validation_loss)
                 session.checkpoints.append(checkpoint(step, self.splits, evaluation))
-                measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+                measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, **sharpness}
                 metrics.write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
                 self.report.evaluated(step, evaluation.validation_accuracy, loss, session.step_seconds[-1])
                 # Asked before the checkpoint is written, so that a run killed in between asks again.

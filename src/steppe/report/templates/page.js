@@ -11,9 +11,44 @@
   const text = (value) => String(value).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const percent = (fraction) => (100 * fraction).toFixed(1);
   const spread = (value) => percent(value.mean) + (value.error === null ? "" : ` ± ${percent(value.error)}`);
-  const from = (runs) => `<br>${runs.length === 1 ? "run" : "runs"} ${runs.map(text).join(", ")}`;
+  const from = (runs) => (runs.length > 8 ? `<br>${runs.length} runs` : `<br>${runs.length === 1 ? "run" : "runs"} ${runs.map(text).join(", ")}`);
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const ink = (method) => (dark.matches && !printing ? method.ink.dark : method.ink.light);
+
+  // What the boxes at the top leave over. A key without boxes has one name only, and everything is shown.
+  const boxes = (key) => [...document.querySelectorAll(`.filters input[name="${key}"]`)];
+  const kept = (key, names) => {
+    const all = boxes(key), on = new Set(all.filter((box) => box.checked).map((box) => box.value));
+    return all.length ? names.filter((name) => on.has(name)) : names;
+  };
+
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  function estimate(values) {
+    const middle = mean(values), squares = values.reduce((sum, value) => sum + (value - middle) ** 2, 0);
+    return { mean: middle, error: values.length > 1 ? Math.sqrt(squares / (values.length - 1) / values.length) : null, n: values.length };
+  }
+
+  // The mean over some held-out domains, seed by seed: as Python takes it over all of them.
+  function averageOver(method, domains, name) {
+    const cells = domains.map((domain) => method.cells[domain]);
+    if (!cells.length || !cells.every(Boolean)) { return null; }
+    const tables = cells.map((cell) => new Map(cell.held_out.runs.map((id) => [data.runs[id].repetition, data.runs[id][name]])));
+    const seeds = [...tables[0].keys()];
+    const alike = tables.every((table, at) => table.size === seeds.length && cells[at].held_out.runs.length === seeds.length && seeds.every((seed) => table.has(seed)));
+    if (alike) { return estimate(seeds.map((seed) => mean(tables.map((table) => table.get(seed))))); }
+    const means = cells.map((cell) => mean(cell.held_out.runs.map((id) => data.runs[id][name])));
+    return { mean: mean(means), error: null, n: Math.min(...cells.map((cell) => cell.held_out.runs.length)) };
+  }
+
+  // The comparison as the boxes leave it; averages are over the domains that are left.
+  function narrowed(comparison) {
+    const held_out = kept("domain", comparison.held_out), names = new Set(kept("method", comparison.methods.map((method) => method.name)));
+    const partial = held_out.length < comparison.held_out.length;
+    const methods = comparison.methods.filter((method) => names.has(method.name)).map((method) => (partial
+      ? { ...method, average: averageOver(method, held_out, "held_out_accuracy"), average_in_domain: averageOver(method, held_out, "in_domain_accuracy") }
+      : method));
+    return { ...comparison, held_out, methods, partial };
+  }
 
   // On paper a chart has the width of an upright page, whatever the window's.
   const fit = (element) => { element.style.width = printing ? "17cm" : ""; };
@@ -38,7 +73,7 @@
     if (comparison.held_out.length > 1 && comparison.methods.some((method) => method.average)) {
       groups.push({
         title: "average",
-        of: (method) => method.average && { held_out: method.average, in_domain: method.average_in_domain },
+        of: (method) => method.average && { held_out: { ...method.average, runs: method.runs }, in_domain: method.average_in_domain },
       });
     }
     const slot = 0.82 / comparison.methods.length;
@@ -74,6 +109,7 @@
 
   function drawBars(section, comparison) {
     const element = section.querySelector(".chart-bars");
+    if (!comparison.methods.length || !comparison.held_out.length) { return; }
     const { traces, groups } = bars(comparison);
     // A bar needs some 13 pixels to be told apart; a chart of many scrolls in its own box.
     const least = 60 + groups.length * (comparison.methods.length * 13 + 16);
@@ -127,21 +163,12 @@
     const element = section.querySelector(".chart-curves");
     if (!element) { return; }
     fit(element);
-    const form = section.querySelector(".controls");
-    const choice = Object.fromEntries(new FormData(form));
+    const choice = Object.fromEntries(new FormData(section.querySelector(".choose-curves")));
     const { panels, legend } = panelsOf(comparison, choice);
-    const columns = Math.max(1, Math.min(panels.length, Math.floor(element.clientWidth / 250)));
-    const rows = Math.ceil(panels.length / columns);
-    element.style.height = `${Math.max(1, rows) * 235 + 30}px`;
-    const gap = { x: 34 / element.clientWidth, y: 52 / (rows * 235) };
-    const size = { x: (1 - gap.x * (columns - 1)) / columns, y: (1 - gap.y * (rows - 1)) / rows };
-    const axes = {}, titles = [], traces = [];
+    const traces = [], grid = panelGrid(element, panels.map((panel) => panel.title));
     panels.forEach((panel, place) => {
-      const id = place ? String(place + 1) : "", column = place % columns, row = Math.floor(place / columns);
-      const left = column * (size.x + gap.x), top = 1 - row * (size.y + gap.y);
-      axes[`xaxis${id}`] = { anchor: `y${id}`, domain: [left, left + size.x], ...(place ? { matches: "x" } : {}), last: row === rows - 1 || place + columns >= panels.length };
-      axes[`yaxis${id}`] = { anchor: `x${id}`, domain: [top - size.y, top], ...(place ? { matches: "y" } : {}), first: column === 0 };
-      titles.push({ text: `<b>${text(panel.title)}</b>`, x: left, y: top, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 13 } });
+      const id = grid.id(place);
+      grid.axes[`xaxis${id}`].last = grid.last(place);
       panel.lines.filter((line) => line.curve).forEach(({ method, domain, dash, curve }) => {
         traces.push({
           type: "scatter", mode: "lines", name: `${method.name} · ${domain}`, x: curve.steps, y: curve[choice.form], xaxis: `x${id}`, yaxis: `y${id}`,
@@ -150,34 +177,201 @@
         });
       });
     });
-    Plotly.react(element, traces, layout(element, (colours) => {
-      for (const [name, axis] of Object.entries(axes)) {
-        const { last, first, ...rest } = axis;
-        axes[name] = { ...rest, fixedrange: true, gridcolor: colours.grid, zeroline: false, nticks: 5, linecolor: colours.muted, showline: true, rangemode: "tozero", showticklabels: last ?? first };
-        if (last) { axes[name].title = { text: "step", standoff: 4, font: { size: 11, color: colours.muted } }; }
-      }
-      return { ...axes, annotations: titles, margin: { l: 34, r: 16, t: 24, b: 40 } };
-    }), CONFIG);
+    drawPanels(element, traces, grid, "step", { rangemode: "tozero", nticks: 5 });
     drawLegend(section.querySelector(".curve-legend"), legend);
   }
 
+  // Panels of one size, side by side as far as there is room; they share their axes unless told otherwise.
+  function panelGrid(element, names, own = false) {
+    const columns = Math.max(1, Math.min(names.length, Math.floor(element.clientWidth / 250))), rows = Math.max(1, Math.ceil(names.length / columns));
+    element.style.height = `${rows * 235 + 30}px`;
+    if (!printing) { element.style.width = rows === 1 && element.clientWidth > 420 * names.length ? `${420 * names.length}px` : ""; }
+    const gap = { x: 34 / element.clientWidth, y: (own ? 74 : 52) / (rows * 235) };
+    const size = { x: (1 - gap.x * (columns - 1)) / columns, y: (1 - gap.y * (rows - 1)) / rows };
+    const id = (place) => (place ? String(place + 1) : ""), axes = {}, titles = [];
+    names.forEach((name, place) => {
+      const left = (place % columns) * (size.x + gap.x), top = 1 - Math.floor(place / columns) * (size.y + gap.y);
+      axes[`xaxis${id(place)}`] = { anchor: `y${id(place)}`, domain: [left, left + size.x], ...(place && !own ? { matches: "x" } : {}), last: true };
+      axes[`yaxis${id(place)}`] = { anchor: `x${id(place)}`, domain: [top - size.y, top], ...(place ? { matches: "y" } : {}), first: place % columns === 0 };
+      titles.push({ text: `<b>${text(name)}</b>`, x: left, y: top, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 13 } });
+    });
+    return { axes, titles, id, last: (place) => place + columns >= names.length };
+  }
+
+  function drawPanels(element, traces, grid, title, vertical) {
+    Plotly.react(element, traces, layout(element, (colours) => {
+      const axes = {};
+      for (const [name, axis] of Object.entries(grid.axes)) {
+        const { last, first, ...rest } = axis, common = { ...rest, fixedrange: true, gridcolor: colours.grid, zeroline: false, linecolor: colours.muted, showline: true, showticklabels: last ?? first };
+        axes[name] = name.startsWith("y") ? { ...common, ...vertical } : { nticks: 5, ...common };
+        if (last && title) { axes[name].title = { text: title, standoff: 4, font: { size: 11, color: colours.muted } }; }
+      }
+      return { ...axes, annotations: grid.titles, margin: { l: 40, r: 16, t: 24, b: 40 } };
+    }), CONFIG);
+  }
+
+  function drawSensitivity(section, comparison) {
+    const element = section.querySelector(".chart-sensitivity");
+    if (!element) { return; }
+    fit(element);
+    const chooser = section.querySelector(".choose-sensitivity select");
+    const domain = chooser ? chooser.value : comparison.held_out[0];
+    const value = (point) => (domain === "" ? point.average : point.held_out[domain] || null);
+    const name = (line) => (line.fixed ? `${line.algorithm} (${line.fixed})` : line.algorithm);
+    const panels = comparison.sensitivities, traces = [], legend = new Map();
+    const crowded = panels.some((panel) => panel.single.length > 40);
+    const grid = panelGrid(element, panels.map((panel) => panel.parameter), true);
+    panels.forEach((panel, place) => {
+      const id = grid.id(place), values = new Set(), axis = grid.axes[`xaxis${id}`];
+      [...panel.lines.map((line) => [line, true]), ...panel.single.map((line) => [line, false])].forEach(([line, joined]) => {
+        const points = line.points.filter(value), found = points.map(value), colour = ink(line);
+        if (!points.length) { return; }
+        points.forEach((point) => values.add(point.value));
+        traces.push({
+          type: "scatter", mode: joined ? "lines+markers" : "markers", name: name(line), x: points.map((point) => point.value), y: found.map((each) => 100 * each.mean),
+          xaxis: `x${id}`, yaxis: `y${id}`, line: { color: colour, width: 1.8 }, cliponaxis: false,
+          marker: joined ? { color: colour, size: 7 } : { color: style("--paper"), size: crowded ? 5 : 8, opacity: crowded ? 0.75 : 1, line: { color: colour, width: crowded ? 1.2 : 1.6 } },
+          error_y: { type: "data", array: found.map((each) => 100 * (each.error || 0)), visible: (joined || !crowded) && found.some((each) => each.error !== null), color: colour, thickness: 1.2, width: 3 },
+          hoverinfo: "text", hovertext: points.map((point, at) => `<b>${text(name(line))}</b><br>${text(panel.parameter)} ${point.value}: ${spread(found[at])} %`),
+        });
+        legend.set(line.algorithm, { title: line.algorithm, dash: "solid", light: line.ink.light, dark: line.ink.dark });
+      });
+      const ticks = [...values].sort((one, other) => one - other);
+      if (panel.logarithmic) { Object.assign(axis, { type: "log", dtick: 1, exponentformat: "power" }); }
+      if (ticks.length <= 6) { Object.assign(axis, { tickmode: "array", tickvals: ticks, ticktext: ticks.map(String) }); }
+    });
+    drawPanels(element, traces, grid, "", { nticks: 6, ticksuffix: " %" });
+    drawLegend(section.querySelector(".sensitivity-legend"), [...legend.values()]);
+  }
+
+  function drawSharpness(section, comparison) {
+    const element = section.querySelector(".chart-sharpness");
+    if (!element) { return; }
+    fit(element);
+    const methods = comparison.methods.filter((method) => comparison.sharpness.some((curve) => curve.method === method.name)), traces = [];
+    const domains = comparison.held_out.filter((held) => comparison.sharpness.some((curve) => curve.held_out === held));
+    const grid = panelGrid(element, domains);
+    domains.forEach((held, place) => methods.forEach((method) => {
+      const curve = comparison.sharpness.find((each) => each.held_out === held && each.method === method.name);
+      if (!curve) { return; }
+      traces.push({
+        type: "scatter", mode: "lines+markers", name: `${method.name} · ${held}`, x: curve.steps, y: curve.values, xaxis: `x${grid.id(place)}`, yaxis: `y${grid.id(place)}`,
+        line: { color: ink(method), dash: DASHES[method.ink.turn % 6], width: 1.8 }, marker: { size: 5 }, hoverinfo: "text",
+        hovertext: curve.steps.map((step, at) => `<b>${text(method.name)}</b> · ${text(held)}<br>step ${step}, variance ${curve.values[at].toPrecision(3)}${from(curve.runs)}`),
+      });
+    }));
+    drawPanels(element, traces, grid, "step", { type: "log", nticks: 5, exponentformat: "power" });
+    drawLegend(section.querySelector(".sharpness-legend"), methods.map((method) => ({ title: method.name, dash: DASHES[method.ink.turn % 6], light: method.ink.light, dark: method.ink.dark })));
+  }
+
   const sections = [...document.querySelectorAll("[data-comparison]")];
-  const draw = () => sections.forEach((section) => {
-    const comparison = data.comparisons[Number(section.dataset.comparison)];
+  const comparisonOf = (section) => data.comparisons[Number(section.dataset.comparison)];
+  const draw = () => sections.filter((section) => !section.hidden).forEach((section) => {
+    const comparison = narrowed(comparisonOf(section));
     drawBars(section, comparison);
+    drawSensitivity(section, comparisonOf(section));
     drawCurves(section, comparison);
+    drawSharpness(section, comparison);
   });
 
   sections.forEach((section) => {
-    const form = section.querySelector(".controls");
-    if (form) { form.addEventListener("change", () => drawCurves(section, data.comparisons[Number(section.dataset.comparison)])); }
+    const listen = (where, redrawn) => section.querySelector(where)?.addEventListener("change", () => redrawn(section, narrowed(comparisonOf(section))));
+    listen(".choose-curves", drawCurves);
+    section.querySelector(".choose-sensitivity")?.addEventListener("change", () => drawSensitivity(section, comparisonOf(section)));
   });
+
+  // The numbers over domains, where only some are left; what was over all of them comes back with them.
+  function narrowTable(section, comparison) {
+    const domains = new Set(comparison.held_out), methods = new Map(comparison.methods.map((method) => [method.name, method]));
+    section.querySelectorAll(".results [data-domain]").forEach((cell) => { cell.hidden = !domains.has(cell.dataset.domain); });
+    section.querySelectorAll(".results tr[data-method]").forEach((row) => {
+      const method = methods.get(row.dataset.method);
+      row.hidden = !method;
+      for (const [where, name] of [["average", "average"], ["in-domain", "average_in_domain"]]) {
+        const cell = row.querySelector(`td.${where}`);
+        if (!cell || !method) { continue; }
+        cell.querySelector(".part")?.remove();
+        cell.classList.toggle("partial", comparison.partial);
+        if (comparison.partial) {
+          const part = document.createElement("span");
+          part.className = "part";
+          part.textContent = method[name] ? spread(method[name]) : "–";
+          cell.append(part);
+        }
+      }
+    });
+    section.classList.toggle("narrowed", comparison.partial);
+  }
+
+  function narrow() {
+    const told = [];
+    for (const [key, noun] of [["dataset", "data sets"], ["method", "methods"], ["domain", "domains"]]) {
+      const all = boxes(key), on = all.filter((box) => box.checked).length;
+      if (on < all.length) { told.push(`${on} of ${all.length} ${noun}`); }
+    }
+    const chosen = document.querySelector(".filters .chosen");
+    if (chosen) { chosen.textContent = told.length ? told.join(", ") : "everything"; }
+    const datasets = new Set(kept("dataset", data.comparisons.map((comparison) => comparison.name)));
+    sections.forEach((section) => {
+      const comparison = narrowed(comparisonOf(section));
+      section.hidden = !datasets.has(comparison.name) || !comparison.held_out.length || !comparison.methods.length;
+      if (!section.hidden) { narrowTable(section, comparison); }
+    });
+    const names = [...new Set(data.comparisons.flatMap((comparison) => comparison.methods.map((method) => method.name)))], on = new Set(kept("method", names));
+    document.querySelectorAll("tr[data-first]").forEach((row) => { row.hidden = !(on.has(row.dataset.first) && on.has(row.dataset.second)); });
+    document.querySelectorAll("#overall tr[data-row]").forEach((row) => { row.hidden = !on.has(row.dataset.row); });
+  }
+
+  const filters = document.querySelector(".filters");
+  filters?.addEventListener("change", () => { narrow(); draw(); });
+  filters?.addEventListener("click", (event) => {
+    const { all, none } = event.target.dataset;
+    if (!all && !none) { return; }
+    boxes(all || none).forEach((box) => { box.checked = Boolean(all); });
+    narrow();
+    draw();
+  });
+
+  // The table of very many runs is made as far as it is looked at.
+  const table = document.querySelector(".run-table tbody"), more = document.querySelector(".more-runs"), PORTION = 200;
+  const methodOf = new Map(data.comparisons.flatMap((comparison) => comparison.methods.flatMap((method) => method.runs.map((id) => [id, method.name]))));
+  let listed = [], made = 0;
+  function makeRow(id) {
+    const run = data.runs[id], row = document.createElement("tr"), cell = (kind, content, code) => {
+      const made = row.appendChild(document.createElement(kind));
+      (code ? made.appendChild(document.createElement("code")) : made).textContent = content;
+      return made;
+    };
+    row.id = `run-${id}`;
+    row.dataset.id = id;
+    cell("th", id, true).scope = "row";
+    [methodOf.get(id), run.held_out, run.seed, run.selected, percent(run.validation_accuracy), percent(run.held_out_accuracy), percent(run.held_out_accuracy_all),
+      percent(run.in_domain_accuracy), run.seconds_per_step.toPrecision(3)].forEach((content) => cell("td", content));
+    cell("td", run.path, true);
+    return row;
+  }
+  function listMore(portion = PORTION) {
+    table.append(...listed.slice(made, made + portion).map(makeRow));
+    made = Math.min(made + portion, listed.length);
+    document.querySelector(".runs-shown").textContent = `${made} of ${listed.length} shown`;
+    more.hidden = made >= listed.length;
+  }
+  function list(ids) {
+    table.replaceChildren();
+    [listed, made] = [ids, 0];
+    listMore();
+  }
+  if (more) {
+    document.querySelector("details.runs").addEventListener("toggle", () => { if (!listed.length) { list(Object.keys(data.runs)); } }, { once: true });
+    more.addEventListener("click", () => listMore());
+  }
 
   // A number leads to its runs: their rows are marked in the table of runs.
   document.addEventListener("click", (event) => {
     const number = event.target.closest("a.n[data-run]");
     if (!number) { return; }
     const ids = new Set(number.dataset.run.split(" "));
+    if (more) { list([...ids, ...Object.keys(data.runs).filter((id) => !ids.has(id))]); }
     document.querySelector("details.runs").open = true;
     const rows = [...document.querySelectorAll(".run-table tbody tr")];
     rows.forEach((row) => row.classList.toggle("picked", ids.has(row.dataset.id)));
@@ -192,6 +386,7 @@
   addEventListener("beforeprint", () => { printing = true; document.querySelector("details.runs").open = true; draw(); });
   addEventListener("afterprint", () => { printing = false; draw(); });
   width = document.body.clientWidth;
+  narrow();
   draw();
   document.documentElement.dataset.ready = "yes";
 })();

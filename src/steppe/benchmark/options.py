@@ -9,6 +9,7 @@ from steppe.errors import SteppeError
 from steppe.training.config import unset
 
 SearchName = Literal["random", "tpe"]
+SelectionName = Literal["training", "leave-one-out", "oracle"]
 
 
 @dataclass(frozen=True, kw_only=True)

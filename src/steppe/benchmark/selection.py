@@ -15,15 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from steppe.benchmark.options import SelectionName
 from steppe.errors import SteppeError, unknown_name
 from steppe.training.results import RESULT
 from steppe.training.words import Value
-
-SelectionName = Literal["training", "leave-one-out", "oracle"]
 
 SHOWN_MISSING = 5
 NOTHING: Mapping[str, float] = {}

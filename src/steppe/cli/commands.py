@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from steppe.benchmark.execution import Execution
-from steppe.benchmark.options import SearchOptions
-from steppe.cli.report_commands import Radius, Report, SelectionName
+from steppe.benchmark.options import SearchOptions, SelectionName
+from steppe.cli.report_commands import Radius, Report
 from steppe.errors import SteppeError
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine

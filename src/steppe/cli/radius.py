@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from steppe.benchmark.executor import InProcess
+from steppe.benchmark.execution import make_executor
 from steppe.benchmark.largest_radius import largest_radius
 from steppe.benchmark.radii import LargestRadius, Trial
 from steppe.benchmark.store import Store
@@ -24,8 +24,10 @@ def run_radius(options: Radius, command: str) -> int:
     store.create()
     console = plain_console()
     found: list[LargestRadius] = []
-    with Display(console) as display:
-        executor = InProcess(dataset, options.machine, display, command)
+    with (
+        Display(console) as display,
+        make_executor(options.execution, dataset, options.machine, display, command) as executor,
+    ):
         for name in names:
 
             def tried(trial: Trial, name: str = name) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from steppe.benchmark.execution import Execution
+from steppe.benchmark.options import SelectionName
 from steppe.training.config import Settings, unset
 from steppe.training.machine import Machine
-
-SelectionName = Literal["training", "leave-one-out", "oracle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,7 @@ class Radius:
     """The store of runs."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=lambda: Settings(steps=300, eval_every=300))
     machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+    execution: OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
     def run(self, command: str) -> int:
         """Train what the bisection asks for, print what it found."""

@@ -3,16 +3,16 @@
 Which names a folder should hold is known from a manifest (:mod:`steppe.data.manifest`), else, for DomainNet and
 TerraIncognita, from the lists of the download where they lie beside the pictures
 (:mod:`steppe.data.official_lists`). The official figures, of each domain and where known of each class, are held
-against any copy.
+against any copy. Its decoded pictures, where they are kept, are looked through as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from steppe.data.decoded import decoded_problems
+from steppe.data.decoded import cache_problems
 from steppe.data.domains import DomainDataset
 from steppe.data.folders import ImageFolders, Layout, absolute, scan
 from steppe.data.manifest import changed, manifest_path, missing_and_surplus, read_manifest, write_manifest
@@ -51,20 +51,18 @@ class Findings:
 
 
 def check(dataset: DomainDataset, *, progress: bool = False, again: bool = False, remember: bool = False) -> Findings:
-    """What is wrong with an opened set and with its cache of decoded pictures; arguments as of :func:`check_official`.
+    """What is wrong with an opened set; arguments as of :func:`check_official`.
 
     Raises:
         SteppeError: as :func:`check_official`, or ``remember`` for a set that has checksums of its own.
     """
     if isinstance(dataset, OfficialFolders):
-        found = check_official(dataset.official, dataset.root, progress=progress, again=again, remember=remember)
-    elif isinstance(dataset, ImageFolders):
-        found = check_folders(dataset.root, progress=progress, again=again, remember=remember)
-    elif remember:
+        return check_official(dataset.official, dataset.root, progress=progress, again=again, remember=remember)
+    if isinstance(dataset, ImageFolders):
+        return check_folders(dataset.root, progress=progress, again=again, remember=remember)
+    if remember:
         raise SteppeError(f"{dataset.name!r} is held against published checksums; there is nothing to remember")
-    else:
-        found = Findings(dataset.problems(progress=progress))
-    return replace(found, problems=(*found.problems, *decoded_problems(dataset)))
+    return Findings(dataset.problems(progress=progress))
 
 
 def check_official(
@@ -107,7 +105,7 @@ def check_official(
         elif record.problem and not (entries and file in entries and entries[file].digest == record.digest):
             in_part.append(f"{record.problem} (it is read as far as it goes)")
     manifest = write_manifest(root, records) if remember and not problems else None
-    return Findings(tuple(problems), tuple(in_part), manifest)
+    return Findings((*problems, *cache_problems(root)), tuple(in_part), manifest)
 
 
 def remembered(root: Path) -> bool:
@@ -142,7 +140,8 @@ def check_folders(root: Path, *, progress: bool = False, again: bool = False, re
         lines = (*missing_and_surplus(entries.keys(), files), *changed(entries, records))
         found += [f"{root}: {line}" for line in lines]
     found += [record.problem for record in records.values() if record.problem]
-    return Findings(tuple(found), manifest=write_manifest(root, records) if remember and not found else None)
+    manifest = write_manifest(root, records) if remember and not found else None
+    return Findings((*found, *cache_problems(root)), manifest=manifest)
 
 
 def _files(layout: Layout) -> list[str]:

@@ -204,8 +204,13 @@ def decoded_problems(dataset: DomainDataset) -> tuple[str, ...]:
     A picture that has changed since is no fault: the next run decodes it again.
     """
     root = source_root(dataset.dataset if isinstance(dataset, DecodedPictures) else dataset)
+    return () if root is None else cache_problems(root)
+
+
+def cache_problems(root: Path) -> tuple[str, ...]:
+    """The same for the pictures below a folder, whether or not they are a data set."""
     problems = []
-    for directory in cache_places(root) if root is not None else ():
+    for directory in cache_places(root):
         held = contents(directory)
         problems += [f"{path} is no whole shard of decoded pictures: delete it" for path in held.damaged]
         for shard in held.shards:

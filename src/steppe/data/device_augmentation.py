@@ -28,7 +28,7 @@ from torch import Tensor
 from steppe.data.augmentation import BRIGHTNESS, CONTRAST, HUE, Drawn, TrainTransform, cut
 from steppe.data.decoded_files import Pixels
 from steppe.data.domains import DomainDataset, Indices
-from steppe.data.loader import Batch, Batches, balanced_order, pixels_of
+from steppe.data.loader import Batch, Batches, Part, balanced_order, pixels_of
 from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
 
 LARGEST = 2048 * 2048
@@ -38,7 +38,8 @@ PORTION_BYTES = 2**28
 
 
 class RawBatch(NamedTuple):
-    """A batch before its augmentation, on the host; B pictures, domain by domain."""
+    """A batch before its augmentation, on the host; B pictures, domain by domain. A part of one has the labels and
+    domains of the whole batch."""
 
     parts: Tensor  # uint8 [n], part after part, each [H, W, 3]
     sizes: Tensor  # int64 [B, 2], H and W of each part
@@ -60,6 +61,7 @@ def raw_loader(
     seed: int,
     transform: TrainTransform,
     workers: int = 0,
+    part: Part = Part(),  # noqa: B008 - immutable
 ) -> Batches[RawBatch]:
     """As :func:`~steppe.data.loader.balanced_loader`, with what has been drawn beside the pictures and not done yet.
 
@@ -67,7 +69,7 @@ def raw_loader(
         SteppeError: as there.
     """
     order = balanced_order(dataset, train, batch_per_domain=batch_per_domain, start=start, stop=stop, seed=seed)
-    return Batches(_Raw(dataset, order, tuple(train), transform), range(start, stop), workers)
+    return Batches(_Raw(dataset, order, tuple(train), transform, part), range(start, stop), workers)
 
 
 class DeviceAugmentation:
@@ -196,8 +198,14 @@ def _portions(sizes: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
 
 class _Raw:
     def __init__(
-        self, dataset: DomainDataset, order: BalancedOrder, domains: tuple[str, ...], transform: TrainTransform
+        self,
+        dataset: DomainDataset,
+        order: BalancedOrder,
+        domains: tuple[str, ...],
+        transform: TrainTransform,
+        part: Part,
     ) -> None:
+        self._own = part
         self._dataset = dataset
         self._order = order
         self._transform = transform
@@ -210,7 +218,7 @@ class _Raw:
         drawn: list[Drawn] = []
         parts = []
         with one_thread(), undisturbed_randomness():
-            for slot, (domain, index) in enumerate(slots):
+            for slot, (domain, index) in list(enumerate(slots))[self._own.rank :: self._own.size]:
                 self._randomness.begin(step, slot)
                 pixels = np.asarray(pixels_of(self._dataset, domain, index))
                 drawn.append(self._transform.draw(*pixels.shape[:2]))

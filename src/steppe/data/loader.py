@@ -29,8 +29,18 @@ from steppe.errors import SteppeError
 T = TypeVar("T")
 
 
+class Part(NamedTuple):
+    """Whose pictures of a batch are made where several processes train together: slots rank, rank + size, ..."""
+
+    rank: int = 0
+    size: int = 1
+
+
 class Batch(NamedTuple):
-    """A training batch; slots go domain by domain, in the order of the source domains."""
+    """A training batch; slots go domain by domain, in the order of the source domains.
+
+    A part of one has fewer rows ``x``, but the labels and domains of the whole batch.
+    """
 
     x: Tensor  # float32 [B, C, S, S], C = 3 for pictures
     y: Tensor  # int64 [B]
@@ -86,6 +96,7 @@ def balanced_loader(
     seed: int,
     transform: Transform | TensorTransform | None = None,
     workers: int = 0,
+    part: Part = Part(),  # noqa: B008 - immutable
 ) -> Batches[Batch]:
     """The training batches of steps ``start`` to ``stop - 1``, each with ``batch_per_domain`` pictures of every
     domain.
@@ -100,6 +111,7 @@ def balanced_loader(
         train: source domain → indices of its training pictures; the order of the domains gives ``Batch.domain``.
         transform: picture → float32 [3, S, S]; with workers it must be picklable on platforms that do not fork. For a
             TensorDomains batch → batch, by default none.
+        part: which slots' pictures are made; their pixels are those of the whole batch.
 
     Raises:
         SteppeError: no domain, an unknown one or one without pictures, numbers that make no sense, no transform for
@@ -108,12 +120,12 @@ def balanced_loader(
     order = balanced_order(dataset, train, batch_per_domain=batch_per_domain, start=start, stop=stop, seed=seed)
     make: Callable[[int], Batch]
     if isinstance(dataset, TensorDomains):
-        make = _TrainingTensors(dataset, order, tuple(train), _of_tensors(transform))
+        make = _TrainingTensors(dataset, order, tuple(train), _of_tensors(transform), part)
         workers = min(workers, 0)  # taking a batch out of memory is quicker than getting it from another process
     else:
         if isinstance(transform, TrainTransform):
             hue.prepare((stop - start) * len(train) * batch_per_domain * transform.size**2)
-        make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform))
+        make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform), part)
     return Batches(make, range(start, stop), workers)
 
 
@@ -166,8 +178,9 @@ def evaluation_loader(
 
 class _TrainingBatch:
     def __init__(
-        self, dataset: DomainDataset, order: BalancedOrder, domains: tuple[str, ...], transform: Transform
+        self, dataset: DomainDataset, order: BalancedOrder, domains: tuple[str, ...], transform: Transform, part: Part
     ) -> None:
+        self._part = part
         self._dataset = dataset
         self._order = order
         self._transform = transform
@@ -178,10 +191,11 @@ class _TrainingBatch:
     def __call__(self, step: int) -> Batch:
         pictures = self._order.pictures(step)
         with one_thread(), undisturbed_randomness():
+            own = list(enumerate(pictures))[self._part.rank :: self._part.size]
             if isinstance(self._transform, TrainTransform):
-                x = self._written(step, pictures, self._transform)
+                x = self._written(step, own, self._transform)
             else:
-                x = default_collate([self._input(step, slot, *place) for slot, place in enumerate(pictures)])
+                x = default_collate([self._input(step, slot, *place) for slot, place in own])
         labels = [self._labels[domain][index] for domain, index in pictures]
         return Batch(x, torch.tensor(labels), self._numbers.clone())
 
@@ -189,12 +203,12 @@ class _TrainingBatch:
         self._randomness.begin(step, slot)
         return self._transform(self._dataset.image(domain, index))
 
-    def _written(self, step: int, pictures: Sequence[tuple[str, int]], transform: TrainTransform) -> Tensor:
+    def _written(self, step: int, slots: Sequence[tuple[int, tuple[str, int]]], transform: TrainTransform) -> Tensor:
         """The same without a copy of what has been made."""
-        x = _batch_memory(len(pictures), 3, transform.size, transform.size)
-        for slot, (domain, index) in enumerate(pictures):
+        x = _batch_memory(len(slots), 3, transform.size, transform.size)
+        for row, (slot, (domain, index)) in enumerate(slots):
             self._randomness.begin(step, slot)
-            transform.write(pixels_of(self._dataset, domain, index), x[slot])
+            transform.write(pixels_of(self._dataset, domain, index), x[row])
         return x
 
 
@@ -218,8 +232,14 @@ class _EvaluationBatch:
 
 class _TrainingTensors:
     def __init__(
-        self, dataset: TensorDomains, order: BalancedOrder, domains: tuple[str, ...], transform: TensorTransform
+        self,
+        dataset: TensorDomains,
+        order: BalancedOrder,
+        domains: tuple[str, ...],
+        transform: TensorTransform,
+        part: Part,
     ) -> None:
+        self._part = part
         self._dataset = dataset
         self._order = order
         self._transform = transform
@@ -231,7 +251,9 @@ class _TrainingTensors:
             self._randomness.begin(step, 0)
             parts = [self._dataset.tensors(domain, indices) for domain, indices in self._order.indices(step).items()]
             x, y = (torch.cat(column) for column in zip(*parts, strict=True))
-            return Batch(self._transform(x), y, self._numbers.clone())
+            # The transform may draw for the whole batch at once.
+            x = self._transform(x)[self._part.rank :: self._part.size]
+            return Batch(x, y, self._numbers.clone())
 
 
 class _EvaluationTensors:

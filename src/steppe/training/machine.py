@@ -72,7 +72,8 @@ class Machine:
         """The number of loading processes beside this device."""
         if self.workers is not None:
             return self.workers
-        return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this machine that train together
+        return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) // beside))
 
     def augments_on(self, device: torch.device) -> Literal["host", "device"]:
         """Where the training pictures of a run on this device are augmented."""
@@ -99,6 +100,8 @@ def accelerator(machine: Machine, precision: str) -> Accelerator:
     if PartialState._shared_state.get("num_processes", 1) == 1:
         # accelerate keeps device and precision of a process's first Accelerator for good; a sweep may change both.
         AcceleratorState._reset_state(reset_partial_state=True)
+    else:
+        AcceleratorState._reset_state()
     return Accelerator(cpu=cpu, mixed_precision=precision)
 
 

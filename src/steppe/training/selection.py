@@ -109,6 +109,8 @@ def settle(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         averaged = method.averaged()
+    if averaged is not None:  # of the model as it is called, which several processes wrap
+        averaged = {name.removeprefix("module."): tensor for name, tensor in averaged.items()}
     for warning in caught:
         say(f"warning: {warning.message}")
     if averaged is None and batches is None:

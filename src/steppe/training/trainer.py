@@ -8,8 +8,10 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steppe.data import DomainDataset, open_dataset
-from steppe.data.loader import Batch
+from steppe.data.loader import Batch, Part
 from steppe.data.splits import make_splits
 from steppe.errors import SteppeError
 from steppe.models import check_backbone
@@ -27,7 +29,7 @@ from steppe.training.checkpoints import CorruptCheckpointError, all_finite, load
 from steppe.training.config import RunConfig, config_id, run_name
 from steppe.training.evaluation import Evaluation, evaluate
 from steppe.training.files import STATE, make_directory, remove_leftovers, run_lock, write_json
-from steppe.training.inputs import Inputs, check_inputs, input_channels
+from steppe.training.inputs import EVALUATION_BATCH, Inputs, check_inputs, input_channels
 from steppe.training.interruption import Interruption
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
@@ -40,6 +42,7 @@ from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
 from steppe.training.sharpness import held_out_sharpness
 from steppe.training.stopwatch import Stopwatch
+from steppe.training.team import agreed, team_of
 
 
 class Trainer:
@@ -55,6 +58,9 @@ class Trainer:
         config = RunConfig(dataset="emoji", held_out="line", algorithm="disam", image_size=64, steps=200)
         result = steppe.Trainer(config, out="runs/mine").fit()
         print(result.held_out_accuracy)
+
+    In processes that ``torchrun`` or ``accelerate launch`` has started together, all of which call this, they train one
+    run: its numbers are those of one process, within rounding. The first process alone writes and reports.
 
     Args:
         config: what is trained.
@@ -86,7 +92,8 @@ class Trainer:
         self.config = config
         self.out = Path(out)
         self.machine = machine or Machine()
-        self.report = report or Silent()
+        self.team = team_of(self.machine.device)
+        self.report = (report if self.team.main else None) or Silent()
         self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         self.evaluated = evaluated
         if dataset is None:
@@ -123,27 +130,26 @@ class Trainer:
             Interrupted: a signal asked to stop; a checkpoint was written (unless in the middle of an evaluation, where
                 the one before it stays).
         """
-        with run_lock(make_directory(self.out)):
-            finished = self._finished()
-            self._check_same_run()
+        team = self.team
+        with ExitStack() as held:
+            finished = team.on_main(lambda: self._take(held))
             if finished is not None:
-                self._state_path.unlink(missing_ok=True)
                 return finished
-            remove_leftovers(self.out)
             engine = accelerator(self.machine, self.config.precision)
             self._inputs = Inputs(self.dataset, self.config, self.machine, engine.device, self.report)
-            with Interruption() as interruption, reproducible(self.machine, engine.device):
+            with Interruption(patient=not team.alone) as interruption, reproducible(self.machine, engine.device):
                 session, length = self._begin(engine)
-                forget_pruned(self.out)
-                write_json(self.out / "config.json", self.canonical)
                 self.report.begin(run_name(self.config), step=session.step, total=self.config.steps)
-                with MetricsLog(self.out / "metrics.jsonl", length) as metrics:
-                    self._train(session, metrics, interruption)
-                return self._finish(session, self._settle(session, interruption))
+                with ExitStack() as opened:
+                    team.on_main(lambda: self._open(opened, length))
+                    self._train(session, interruption)
+                settled = self._settle(session, interruption)
+                return team.on_main(lambda: self._finish(session, settled))
 
     # --- the loop ---
 
-    def _train(self, session: Session, metrics: MetricsLog, interruption: Interruption) -> None:
+    def _train(self, session: Session, interruption: Interruption) -> None:
+        team = self.team
         config, every = self.config, self.machine.checkpoint_every
         loss = math.nan
         watch = Stopwatch()
@@ -152,16 +158,17 @@ class Trainer:
             step = session.step
             evaluates = step % config.eval_every == 0 or step == config.steps
             logs = evaluates or step % config.log_every == 0
-            saves = evaluates or interruption.requested or (every is not None and step % every == 0)
+            asked = bool(interruption.agreed(team))
+            saves = evaluates or asked or (every is not None and step % every == 0)
             if logs or saves:
                 # Waits for the device, so that the time below is true.
-                session.losses.check(step, kept=self._kept, advice=session.advice)
+                team.together(partial(session.losses.check, step, kept=self._kept, advice=session.advice))
             session.losses.seconds += watch.lap()
             if logs:
                 line = session.losses.drain()
                 loss = line["loss"]
                 session.step_seconds.append(line["seconds"])
-                metrics.write({"kind": "train", "step": step, **line})
+                self._write({"kind": "train", "step": step, **line})
                 if warning := session.divergence(loss):
                     self.report.say(f"warning: {warning}")
             self.report.advance(step, loss)
@@ -172,35 +179,48 @@ class Trainer:
                     evaluation = self._evaluate(session, interruption)
                     if session.method.average is None:
                         session.selection.consider(step, evaluation, session.model)
-                    sharpness = held_out_sharpness(
-                        session.model, self.dataset, self.splits, size=config.image_size, batches=self.machine.sharpness
+                    sharpness = team.on_main(
+                        partial(
+                            held_out_sharpness,
+                            session.model,
+                            self.dataset,
+                            self.splits,
+                            size=config.image_size,
+                            batches=self.machine.sharpness,
+                        )
                     )
                 session.method.evaluated(evaluation.validation_loss)
                 session.checkpoints.append(checkpoint(step, self.splits, evaluation))
                 measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, **sharpness}
-                metrics.write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
+                self._write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
                 self.report.evaluated(step, evaluation.validation_accuracy, loss, session.step_seconds[-1])
                 # Asked before the checkpoint is written, so that a run killed in between asks again.
                 if self._is_stopped(step, evaluation) and step < config.steps:
                     self._prune(session)
             if saves:
                 session.seconds += watch.total()
-                self._save(session, metrics)
-                interruption.check()
+                self._save(session)
+                interruption.check_together(team)
             watch.lap()
         session.seconds += watch.total()
 
     def _is_stopped(self, step: int, evaluation: Evaluation) -> bool:
-        return self.evaluated is not None and self.evaluated(step, evaluation.validation_accuracy)
+        asked = self.evaluated
+        return asked is not None and self.team.on_main(lambda: asked(step, evaluation.validation_accuracy))
 
     def _prune(self, session: Session) -> NoReturn:
         seen = [(int(row["step"]), float(row["validation_accuracy"])) for row in session.checkpoints]
-        record_pruned(self.out, seen, steps=self.config.steps, command=self.command)
-        self._state_path.unlink(missing_ok=True)
-        raise Pruned(self.out, session.step, self.config.steps)
+
+        def record() -> None:
+            record_pruned(self.out, seen, steps=self.config.steps, command=self.command)
+            self._state_path.unlink(missing_ok=True)
+
+        self.team.on_main(record)
+        raise agreed(Pruned(self.out, session.step, self.config.steps))
 
     def _batches(self, session: Session, start: int, stop: int) -> Iterable[Batch]:
-        return self._inputs.training(self.splits.train, session.model, start, stop)
+        part = Part(self.team.rank, self.team.size)
+        return self._inputs.training(self.splits.train, session.model, start, stop, part)
 
     def _evaluate(self, session: Session, interruption: Interruption) -> Evaluation:
         model = session.model
@@ -208,7 +228,9 @@ class Trainer:
         def loader(domain: str, indices: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
             return interruption.watch(self._inputs.evaluation(domain, indices, model))
 
-        evaluation = evaluate(model, self.splits, loader, device=session.device)
+        evaluation = evaluate(
+            model, self.splits, loader, device=session.device, team=self.team, batch=EVALUATION_BATCH
+        )
         broken = tuple(
             domain for domain, losses in evaluation.loss.items() if not all(map(math.isfinite, losses.values()))
         )
@@ -222,22 +244,29 @@ class Trainer:
             session.method,
             session.selection,
             session.model,
-            batches=interruption.watch(self._batches(session, 0, wanted)) if wanted else None,
+            batches=self._whole_batches(session, wanted, interruption) if wanted else None,
             evaluate=lambda: self._evaluate(session, interruption),
             say=self.report.say,
         )
 
+    def _whole_batches(self, session: Session, count: int, interruption: Interruption) -> Iterable[Batch]:
+        """For what every process does alike."""
+        batches = self._inputs.training(self.splits.train, session.model, 0, count)
+        return interruption.watch(batches) if self.team.alone else batches
+
     def _check_weights(self, session: Session) -> None:
-        if not all_finite(session.trained_state()):
+        if not all(self.team.together(lambda: all_finite(session.trained_state()))):
             self._stop(session, "weights or optimizer state are not finite", session.losses.domains)
 
     def _stop(self, session: Session, what: str, domains: tuple[str, ...]) -> NoReturn:
         lr = session.last_lr
-        raise NonFiniteLossError(
-            f"{what} after step {session.step}, at learning rate {lr:g}; {self._kept}. {session.advice}",
-            step=session.step,
-            domains=domains,
-            lr=lr,
+        raise agreed(
+            NonFiniteLossError(
+                f"{what} after step {session.step}, at learning rate {lr:g}; {self._kept}. {session.advice}",
+                step=session.step,
+                domains=domains,
+                lr=lr,
+            )
         )
 
     # --- files ---
@@ -251,6 +280,26 @@ class Trainer:
         if self._saved_step is None:
             return "no checkpoint had been written yet"
         return f"the last good checkpoint, of step {self._saved_step}, is kept in {self._state_path}"
+
+    def _take(self, held: ExitStack) -> Result | None:
+        """Lock the run; its result, if it is finished."""
+        held.enter_context(run_lock(make_directory(self.out)))
+        finished = self._finished()
+        self._check_same_run()
+        if finished is None:
+            remove_leftovers(self.out)
+        else:
+            self._state_path.unlink(missing_ok=True)
+        return finished
+
+    def _open(self, opened: ExitStack, length: int) -> None:
+        """Begin with the files: the config, and the metrics after so many bytes."""
+        forget_pruned(self.out)
+        write_json(self.out / "config.json", self.canonical)
+        self._metrics = opened.enter_context(MetricsLog(self.out / "metrics.jsonl", length))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self.team.on_main(lambda: self._metrics.write(line))
 
     def _finished(self) -> Result | None:
         try:
@@ -278,7 +327,7 @@ class Trainer:
         session = self._new_session(engine)
         metrics = self.out / "metrics.jsonl"
         try:
-            state = load_checkpoint(self._state_path, run=self.id, metrics=metrics)
+            state = self.team.on_main(lambda: load_checkpoint(self._state_path, run=self.id, metrics=metrics))
             if state is None:
                 return session, 0
             try:
@@ -300,12 +349,15 @@ class Trainer:
             classes=len(self.dataset.classes),
             domains=tuple(self.splits.train),
             channels=input_channels(self.dataset, self.config.backbone),
+            team=self.team,
         )
 
-    def _save(self, session: Session, metrics: MetricsLog) -> None:
-        state = {"id": self.id, "metrics_bytes": metrics.sync(), "augmentation": self._inputs.augmentation}
-        state |= session.state_dict()
-        save_checkpoint(self._state_path, state)
+    def _save(self, session: Session) -> None:
+        def save() -> None:
+            state = {"id": self.id, "metrics_bytes": self._metrics.sync(), "augmentation": self._inputs.augmentation}
+            save_checkpoint(self._state_path, state | session.state_dict())
+
+        self.team.on_main(save)
         self._saved_step = session.step
 
     def _finish(self, session: Session, settled: Settled) -> Result:
@@ -338,6 +390,7 @@ class Trainer:
                 "device": describe(session.device),
                 "augmentation": ", then ".join(self._inputs.augmentation),
                 "threads": torch.get_num_threads(),
+                "processes": self.team.size,
                 "checkpoints": rows,
             },
         )

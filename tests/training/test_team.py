@@ -29,7 +29,7 @@ ALGORITHMS = (
 
 def config_of(algorithm: str, frozen: bool) -> Any:
     return small_config(
-        "emoji", algorithm=algorithm, frozen_batch_norm=frozen, steps=6, eval_every=3, optimizer="sgd", lr=0.05
+        "emoji", algorithm=algorithm, frozen_batch_norm=frozen, steps=6, eval_every=3, optimizer="sgd", lr=1e-3
     )
 
 

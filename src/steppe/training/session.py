@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -272,4 +273,8 @@ def _trains_batch_norm(model: nn.Module) -> bool:
 def _replica(model: nn.Module, device: torch.device) -> nn.Module:
     """The model whose gradients are averaged over the processes. Buffers are the same everywhere without being sent."""
     devices = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    replica: Any = nn.parallel.DistributedDataParallel
+    known = inspect.signature(replica).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch 2.12
+    found: nn.Module = replica(model, device_ids=devices, **{option: False})
+    return found

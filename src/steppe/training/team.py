@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -114,6 +115,10 @@ class Team:
         from steppe.training.joining import gathered
 
         return gathered(rows, counts, self.rank, differentiable=differentiable)
+
+    def tell(self, what: Any) -> Any:
+        """What the first process has to say, picklable; the others give ``None``. Every process must call this."""
+        return what if self.alone else self._from_main(what)
 
     def _from_main(self, value: Any) -> Any:
         import torch.distributed as dist
@@ -230,5 +235,6 @@ def disband() -> None:
 
     if dist.is_available() and dist.is_initialized():
         gc.collect()  # a DDP wrapper ends before the group that it talks by
-        dist.barrier()  # one that is gone early would look like a fault to those that still talk to it
+        with suppress(RuntimeError):  # one that is gone early has said why
+            dist.barrier()  # else it would look like a fault to those that still talk to it
         dist.destroy_process_group()

@@ -25,7 +25,7 @@ Case = tuple[RunConfig, str]
 
 def emoji_config(algorithm: str, **changes: Any) -> RunConfig:
     """Six steps of nine pictures, so that two processes have five and four."""
-    settings: dict[str, Any] = {"steps": 6, "eval_every": 3, "optimizer": "sgd", "lr": 0.01}
+    settings: dict[str, Any] = {"steps": 6, "eval_every": 6, "optimizer": "sgd", "lr": 0.01}
     return small_config("emoji", algorithm=algorithm, **{**settings, **changes})
 
 

@@ -103,7 +103,7 @@ class TrustPenalty(Penalty):
         self._random: RandomState | None = None
         self._seed: int | None = None  # of the step under way; None until its first call
         self.joined: Callable[[Tensor], Tensor] | None = None
-        """Where several processes hold parts of a batch, and ``logits`` are those of all: what gathers the reference's."""
+        """Gathers the reference's rows, where several processes hold parts of a batch and ``logits`` are those of all."""
         self.attach(model)
 
     def attach(self, model: nn.Module) -> None:

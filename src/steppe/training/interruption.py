@@ -36,8 +36,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """While active, the first SIGINT or SIGTERM is only noted; a second one stops at once, unless ``patient``: a launcher of
-    several processes repeats what the terminal has told them already.
+    """While active, the first SIGINT or SIGTERM is only noted; a second one stops at once.
+
+    Not where it is ``patient``: a launcher of several processes repeats what the terminal has told them already.
 
     Python allows signal handlers in the main thread only; elsewhere this does nothing.
     """

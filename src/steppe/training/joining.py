@@ -39,7 +39,7 @@ def gathered(rows: Tensor, counts: Sequence[int], rank: int, *, differentiable: 
     """See :meth:`~steppe.training.team.Team.gather_rows`."""
     if not differentiable:
         return _all_rows(rows.detach(), counts)
-    found: Tensor = _Gathered.apply(rows, counts, rank)  # type: ignore[no-untyped-call]
+    found: Tensor = _Gathered.apply(rows, counts, rank)
     return found
 
 
@@ -108,7 +108,7 @@ _BATCH_NORM = inspect.signature(F.batch_norm)
 
 
 def _normalised(
-    input: Tensor,  # noqa: A002 - torch's names
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
@@ -118,7 +118,7 @@ def _normalised(
     eps: float,
 ) -> Tensor:
     """(x − μ)/√(σ² + eps)·weight + bias, with mean μ and variance σ² of each channel over all processes."""
-    y, mean, variance, count = _Standardised.apply(input, eps)  # type: ignore[no-untyped-call]
+    y, mean, variance, count = _Standardised.apply(input, eps)
     with torch.no_grad():
         if running_mean is not None:
             running_mean.mul_(1 - momentum).add_(mean.to(running_mean), alpha=momentum)

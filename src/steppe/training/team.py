@@ -229,6 +229,7 @@ def team_of(device: str = "auto") -> Team:
 def disband() -> None:
     """End the process group, at the end of the program, once every process has come here."""
     import gc
+
     if launched() == 1 or "torch" not in sys.modules:
         return
     import torch.distributed as dist

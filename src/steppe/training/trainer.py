@@ -228,9 +228,7 @@ class Trainer:
         def loader(domain: str, indices: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
             return interruption.watch(self._inputs.evaluation(domain, indices, model))
 
-        evaluation = evaluate(
-            model, self.splits, loader, device=session.device, team=self.team, batch=EVALUATION_BATCH
-        )
+        evaluation = evaluate(model, self.splits, loader, device=session.device, team=self.team, batch=EVALUATION_BATCH)
         broken = tuple(
             domain for domain, losses in evaluation.loss.items() if not all(map(math.isfinite, losses.values()))
         )

@@ -91,9 +91,10 @@ def test_torchrun_gives_the_table_of_one_process(tmp_path: Path) -> None:
     assert both.stdout.count("in domain\n") == alone.stdout.count("in domain\n") == 2
 
 
-@pytest.mark.parametrize("signalled", [0, 1])
-def test_a_signal_to_one_stops_both_which_any_number_resumes(signalled: int, tmp_path: Path) -> None:
-    case = (emoji_config("disam", frozen_batch_norm=True), "run")
+@pytest.mark.parametrize(("signalled", "algorithm"), [(0, "trpo+disam+swad"), (1, "tram-ema+lookahead")])
+def test_a_signal_to_one_stops_both_which_any_number_resumes(signalled: int, algorithm: str, tmp_path: Path) -> None:
+    hyper = {"lookahead.k": 2} if "lookahead" in algorithm else {}
+    case = (emoji_config(algorithm, hyper=hyper, frozen_batch_norm=True), "run")
     told = launch(train_disturbed, 2, tmp_path / "a", tmp_path / "disturbed", case, signalled, 4)
     assert told == ["interrupted by 15"] * 2
     assert (tmp_path / "disturbed" / "run" / "state.pt").exists()

@@ -103,7 +103,7 @@ class TrustPenalty(Penalty):
         self._random: RandomState | None = None
         self._seed: int | None = None  # of the step under way; None until its first call
         self.joined: Callable[[Tensor], Tensor] | None = None
-        """Gathers the reference's rows, where several processes hold parts of a batch and ``logits`` are those of all."""
+        """Gathers a reference's rows, where processes hold parts of a batch and ``logits`` are those of all."""
         self.attach(model)
 
     def attach(self, model: nn.Module) -> None:

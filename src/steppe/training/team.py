@@ -201,7 +201,7 @@ def team_of(device: str = "auto") -> Team:
         device: of :class:`~steppe.training.machine.Machine`: with GPUs their tensors travel by NCCL.
 
     Raises:
-        SteppeError: the processes do not find each other.
+        SteppeError: the processes do not find each other, or there is no GPU for each.
     """
     if launched() == 1 and "torch" not in sys.modules:
         return Team()
@@ -214,8 +214,14 @@ def team_of(device: str = "auto") -> Team:
         if launched() == 1:
             return Team()
         cuda = device != "cpu" and torch.cuda.is_available()
+        place = int(os.environ.get("LOCAL_RANK", "0"))
+        if cuda and place >= torch.cuda.device_count():
+            raise SteppeError(
+                f"there are more processes than the {torch.cuda.device_count()} GPUs of this machine: launch one for "
+                "each, or use --device cpu"
+            )
         if cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(place)
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         except (RuntimeError, ValueError) as error:

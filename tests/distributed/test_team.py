@@ -70,8 +70,8 @@ def table(sweep: Path) -> dict[str, Any]:
 
 def test_torchrun_gives_the_table_of_one_process(tmp_path: Path) -> None:
     backbone = ("--backbone", "test_resnet", "--no-pretrained", "--image-size", "32", "--batch-per-domain", "3")
-    sweep = ("bench", "emoji", "--held-out", "line", "--algorithms", "erm", "disam", "--seeds", "1")
-    options = [*sweep, *backbone, "--steps", "4", "--eval-every", "4", "--device", "cpu"]
+    sweep = ("bench", "emoji", "--held-out", "line", "--algorithms", "erm", "coral+disam", "--seeds", "1")
+    options = [*sweep, *backbone, "--steps", "4", "--eval-every", "4", "--sharpness", "2", "--device", "cpu"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     alone = subprocess.run(
         [sys.executable, "-m", "steppe", *options, "--out", tmp_path / "one"],

@@ -149,8 +149,9 @@ class Session:
                     given["features"] = self._features.taken()
                 if joint is not None:
                     method.join(joint)
-                    for name in given.keys() & {"logits", "features"}:
-                        given[name] = joint.gather(given[name])
+                    for name in ("logits", "features"):  # in the same order in every process
+                        if name in given:
+                            given[name] = joint.gather(given[name])
                 losses = sample_losses(given["logits"], *labels)
                 loss = method.loss(losses, domains, **given)
             self.losses.see(losses, domains, method.values, optimizer.phase)

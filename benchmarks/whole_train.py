@@ -43,6 +43,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -67,6 +68,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 def main() -> None:
     """Measure what is missing, print the table."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what was started ends with this
     if options.table is not None:
         print(markdown(lines(options.table)))
         return
@@ -124,8 +126,8 @@ def prepared(work: Path, options: argparse.Namespace) -> dict[str, int]:
         source = make_photographs(work / "photographs", options.pictures)
     if not root.exists():
         linked(source.absolute(), root, options.pictures)
-    for network, name in NETWORKS.items():
-        file = work / "torch" / "hub" / "checkpoints" / name
+    for network in options.networks:
+        file = work / "torch" / "hub" / "checkpoints" / NETWORKS[network]
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             # Blocks begin as identities: with frozen statistics of 0 and 1 nothing else keeps activations bounded.

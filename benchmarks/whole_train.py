@@ -68,7 +68,6 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 def main() -> None:
     """Measure what is missing, print the table."""
     options = arguments()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what was started ends with this
     if options.table is not None:
         print(markdown(lines(options.table)))
         return
@@ -76,6 +75,7 @@ def main() -> None:
         raise SystemExit("give --domainbed, --python and --out (or --table, for a table of what is there)")
     if not (options.domainbed / "domainbed" / "scripts" / "train.py").is_file():
         raise SystemExit(f"there is no checkout of DomainBed in {options.domainbed}")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what was started ends with this
     work = options.work or options.out.absolute().with_suffix(".work")
     pictures = prepared(work.absolute(), options)
     theirs = versions(options.python, options.domainbed)

@@ -134,13 +134,22 @@ def test_rounds_are_written_as_they_come_and_not_done_again(checkout: Path) -> N
     assert out.read_text() == before
 
 
-def test_what_is_needed_is_said_at_once(checkout: Path) -> None:
-    missing = program(checkout.parent / "nowhere")
-    assert missing.returncode == 1
-    assert "no checkout of DomainBed" in missing.stderr
-    short = program(checkout, "--evaluations", "2")
-    assert short.returncode == 2
-    assert "at least 3" in short.stderr
+def test_what_is_needed_is_said_at_once(
+    checkout: Path, load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, out = load("whole_train").main, str(checkout.parent / "whole.jsonl")
+
+    def called(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["whole_train.py", *arguments])
+        main()
+
+    with pytest.raises(SystemExit, match="no checkout of DomainBed"):
+        called("--domainbed", str(checkout.parent), "--python", sys.executable, "--out", out)
+    with pytest.raises(SystemExit, match="give --domainbed, --python and --out"):
+        called("--domainbed", str(checkout), "--python", sys.executable)
+    with pytest.raises(SystemExit, match="2"):
+        called("--evaluations", "2")
+    assert "at least 3" in capsys.readouterr().err
 
 
 def test_memory_of_all_processes_counts_what_they_share_once(load) -> None:
@@ -190,6 +199,7 @@ def test_a_command_ends_with_the_program_that_started_it(checkout: Path) -> None
     )
     command = [sys.executable, BENCHMARKS / "whole_train.py", "--domainbed", checkout, "--python", sys.executable]
     options = ["--out", checkout.parent / "o.jsonl", "--folder", checkout.parent / "pictures", "--batch", "1"]
+    options += ["--networks", "resnet18"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
     written = slow.with_name("id")
     try:

@@ -44,7 +44,10 @@ class Finished:
 
     Attributes:
         seconds: wall clock, from before the process is made until it has ended.
-        own, files: the peak of each, of :class:`Held`; the looks are ``INTERVAL`` and more apart.
+        own, files: the peak of each, of :class:`Held`. The looks are ``INTERVAL`` apart, of a hundred processes many
+            seconds, and what is between two of them is missed.
+        machine: how much less memory was available on the machine at the worst moment than before, in bytes, looked
+            at every ``POLL`` seconds: complete, but true only where nothing else goes on.
         processes: the most there were at a time.
         marks: seconds after the start at which the number that was watched had grown, a mark for each unit.
     """
@@ -52,6 +55,7 @@ class Finished:
     seconds: float
     own: int
     files: int
+    machine: int
     processes: int
     marks: tuple[float, ...]
 
@@ -74,6 +78,7 @@ def run(
         SystemExit: it failed; with the end of what it printed.
     """
     with tempfile.TemporaryFile() as output:
+        before = least = psutil.virtual_memory().available
         begin = time.perf_counter()
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -90,6 +95,7 @@ def run(
             while process.poll() is None:
                 now = time.perf_counter()
                 marks += [now - begin] * (watched() - len(marks))
+                least = min(least, psutil.virtual_memory().available)
                 if now >= due:
                     tree = descendants(process.pid)
                     held = memory(tree)
@@ -107,7 +113,7 @@ def run(
             output.seek(0)
             printed = output.read().decode(errors="replace")[-TAIL:]
             raise SystemExit(f"{printed}\n{' '.join(map(str, command))}\nended with {process.returncode}")
-    return Finished(seconds, own, files, processes, tuple(marks))
+    return Finished(seconds, own, files, before - least, processes, tuple(marks))
 
 
 def descendants(number: int) -> list[int]:

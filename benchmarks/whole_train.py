@@ -22,7 +22,8 @@ What is compared, from the commands' outside and out of each program's own recor
   of. The start counts much in a run as short as can be repeated, and DomainBed's is long: each of its eight
   evaluation loaders decodes 16 batches ahead, however few are needed. A run of 5,001 steps is near the cycle's ratio.
 - *training*: pictures of the training steps a second, waiting for them included (``step_time``; ``seconds``).
-- *memory*: the peak of all processes of the command together, what they share counted once.
+- *memory* at its peak: by how much less of the machine's was available, which needs a machine that does nothing else;
+  and what all processes of the command held together, what they share counted once.
 
 Equal: pictures, splits (80/20, DomainBed's), first domain held out, network (torchvision's ResNet, random weights,
 batch normalisation frozen), ERM with Adam at 5e-5, batch, float32, augmentation, number of steps (one more than a
@@ -225,7 +226,8 @@ HEAD = (
 NOTES = """\
 Medians over the rounds, and of the ratios within a round the 95 % bootstrap interval of the median; above 1 steppe is
 quicker. Single values are DomainBed's, then steppe's. *A cycle*: the steps between two evaluations and one of them,
-after the first. *Memory*: of all processes together, what cannot be dropped, and in brackets mapped files besides.
+after the first. *Memory*: by how much what was available on the machine fell (on a quiet machine), and what all processes held that
+cannot be dropped, with mapped files besides in brackets (looks at a hundred processes are seldom, and miss peaks).
 Behind ≥ is the target; what misses it is bold."""
 
 
@@ -270,8 +272,9 @@ def row(network: str, ours: str, theirs: str, both: list[tuple[dict[str, Any], d
         return paired([a[quantity] for a, _ in both], [b[quantity] for _, b in both])
 
     def memory(side: int) -> str:
-        own, files = (max(pair[side][name] for pair in both) for name in ("own_gb", "files_gb"))
-        return f"{own:.1f} (+{files:.1f})"
+        names = ("machine_gb", "own_gb", "files_gb")
+        machine, own, files = (max(pair[side][name] for pair in both) for name in names)
+        return f"{machine:.1f}; {own:.1f} (+{files:.1f})"
 
     whole, cycle = over("seconds"), over("cycle")
     speed = paired([b["pictures_per_second"] for _, b in both], [a["pictures_per_second"] for a, _ in both])
@@ -287,7 +290,7 @@ def row(network: str, ours: str, theirs: str, both: list[tuple[dict[str, Any], d
         f"{cycle.a_median:.1f}, {cycle.b_median:.1f}",
         str(speed),
         f"{speed.b_median:.1f}, {speed.a_median:.1f}",
-        f"{memory(0)}, {memory(1)}",
+        f"{memory(0)}, steppe {memory(1)}",
         str(len(both)),
     ]
 

@@ -213,6 +213,7 @@ def taken(
         "pictures_per_second": ends[-1] * task.batch * task.sources / spent,
         "own_gb": finished.own / 1e9,
         "files_gb": finished.files / 1e9,
+        "machine_gb": finished.machine / 1e9,
         "processes": finished.processes,
     }
 

@@ -218,18 +218,21 @@ def test_what_a_run_took_follows_from_its_record(load) -> None:
     sides = load("whole_train_sides")
     task = sides.Task(Path("w"), "resnet18", 4, 3, "art", every=10, evaluations=4, device="cpu")
     assert task.steps == 31
-    finished = load("process_tree").Finished(100.0, 2_000_000_000, 500_000_000, 9, (5.0, 30.0, 50.0, 74.0))
+    finished = load("process_tree").Finished(
+        100.0, 2_000_000_000, 500_000_000, 1_500_000_000, 9, (5.0, 30.0, 50.0, 74.0)
+    )
     records = [(1, 9.0), (11, 1.0), (21, 2.0), (31, 3.0)]
     taken = sides.taken(task, finished, records, cycles=finished.marks[1:])
     assert taken["training"] == pytest.approx(9 + 10 + 20 + 30)
     assert taken["pictures_per_second"] == pytest.approx(31 * 12 / 69)
     assert taken["cycle"] == pytest.approx(22.0)
-    assert (taken["seconds"], taken["own_gb"], taken["files_gb"], taken["processes"]) == (100.0, 2.0, 0.5, 9)
+    assert (taken["seconds"], taken["processes"]) == (100.0, 9)
+    assert (taken["own_gb"], taken["files_gb"], taken["machine_gb"]) == (2.0, 0.5, 1.5)
 
 
 def test_the_table_has_ratios_within_rounds_and_marks_what_misses_its_target(load) -> None:
     def took(seconds: float, speed: float) -> dict[str, Any]:
-        memory = {"own_gb": 1.0, "files_gb": 0.5, "processes": 3}
+        memory = {"own_gb": 1.0, "files_gb": 0.5, "machine_gb": 1.2, "processes": 3}
         return {"seconds": seconds, "cycle": seconds / 10, "training": 1.0, "pictures_per_second": speed, **memory}
 
     common = {"machine": "m", "versions": "v", "date": "d", "commit": "c", "theirs": "t", "network": "resnet18"}

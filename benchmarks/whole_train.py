@@ -226,9 +226,9 @@ HEAD = (
 NOTES = """\
 Medians over the rounds, and of the ratios within a round the 95 % bootstrap interval of the median; above 1 steppe is
 quicker. Single values are DomainBed's, then steppe's. *A cycle*: the steps between two evaluations and one of them,
-after the first. *Memory*: by how much what was available on the machine fell (on a quiet machine), and what all processes held that
-cannot be dropped, with mapped files besides in brackets (looks at a hundred processes are seldom, and miss peaks).
-Behind ≥ is the target; what misses it is bold."""
+after the first. *Memory*: by how much what was available on the machine fell (on a quiet machine), and what all
+processes held that cannot be dropped, in brackets mapped files besides (looks at a hundred processes are seldom and
+miss peaks). Behind ≥ is the target; what misses it is bold."""
 
 
 def markdown(figures: list[Figure]) -> str:

@@ -44,6 +44,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -124,16 +125,20 @@ def prepared(work: Path, options: argparse.Namespace) -> dict[str, int]:
     root = work / "data" / "PACS"
     source = options.folder
     if source is None:
-        source = make_photographs(work / "photographs", options.pictures)
-    if not root.exists():
-        linked(source.absolute(), root, options.pictures)
+        source = work / f"photographs-{options.pictures}"
+        if not source.exists():
+            part = source.with_name(f"{source.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            make_photographs(part, options.pictures).rename(source)
+    linked(source.absolute(), root, options.pictures)
     for network in options.networks:
         file = work / "torch" / "hub" / "checkpoints" / NETWORKS[network]
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             # Blocks begin as identities: with frozen statistics of 0 and 1 nothing else keeps activations bounded.
             model = getattr(torchvision.models, network)(weights=None, zero_init_residual=True)
-            torch.save(model.state_dict(), file)
+            torch.save(model.state_dict(), file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
     found = {domain.name: sum(1 for file in domain.rglob("*") if file.is_file()) for domain in sorted(root.iterdir())}
     for domain in found:  # so that the first run does not read from the disk what the later ones find in memory
         for file in (root / domain).rglob("*"):
@@ -147,15 +152,13 @@ def linked(source: Path, root: Path, pictures: int) -> None:
     folders = sorted(folder for folder in source.glob("*/*") if folder.is_dir() and not folder.name.startswith("."))
     if not folders:
         raise SystemExit(f"{source} is not laid out as <domain>/<class>/<pictures>")
-    part = root.with_name(f"{root.name}.part")
+    shutil.rmtree(root, ignore_errors=True)
     for folder in folders:
-        into = part / folder.relative_to(source)
+        into = root / folder.relative_to(source)
         into.mkdir(parents=True, exist_ok=True)
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
         for file in files[: max(2, pictures // len(folders))]:
-            if not (into / file.name).is_symlink():
-                (into / file.name).symlink_to(file)
-    part.rename(root)
+            (into / file.name).symlink_to(file)
 
 
 def task_of(work: Path, network: str, pictures: dict[str, int], options: argparse.Namespace) -> Task:

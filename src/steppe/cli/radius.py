@@ -8,7 +8,7 @@ from steppe.benchmark.execution import make_executor
 from steppe.benchmark.largest_radius import largest_radius
 from steppe.benchmark.radii import LargestRadius, Trial
 from steppe.benchmark.store import Store
-from steppe.cli.commands import _check_backbone, _open
+from steppe.cli.commands import open_checked, require_backbone
 from steppe.cli.report_commands import Radius
 from steppe.training.progress import Display, plain_console
 from steppe.training.recipes import parse
@@ -17,8 +17,8 @@ from steppe.training.recipes import parse
 def run_radius(options: Radius, command: str) -> int:
     """Search for one algorithm after the other; print a table."""
     names = list(dict.fromkeys(parse(algorithm).name for algorithm in options.algorithms))
-    _check_backbone(options.settings)
-    dataset = _open(options.dataset)
+    require_backbone(options.settings)
+    dataset = open_checked(options.dataset)
     dataset.check_domain(options.held_out)
     store = Store(options.out)
     store.create()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -52,15 +52,17 @@ def interleaved(
             elapsed = time.perf_counter() - start
             if pair >= warmup:
                 seconds[name].append(elapsed if counted is None else counted)
-    ratios = np.array(seconds["a"]) / np.array(seconds["b"])
-    interval = bootstrap((ratios,), np.median, n_resamples=5000, rng=0, method="percentile").confidence_interval
+    return paired(seconds["a"], seconds["b"])
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """What two things took in as many pairs, as a ratio; of a single pair the interval is that ratio."""
+    ratios = np.array(a) / np.array(b)
+    low = high = float(ratios[0])
+    if len(ratios) > 1:
+        low, high = bootstrap((ratios,), np.median, n_resamples=5000, rng=0, method="percentile").confidence_interval
     return Ratio(
-        float(np.median(ratios)),
-        float(interval.low),
-        float(interval.high),
-        statistics.median(seconds["a"]),
-        statistics.median(seconds["b"]),
-        pairs,
+        float(np.median(ratios)), float(low), float(high), statistics.median(a), statistics.median(b), len(ratios)
     )
 
 

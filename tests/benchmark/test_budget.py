@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,6 +79,21 @@ def test_what_processes_hold_is_what_they_allocated() -> None:
         assert held_memory(os.getpid()) > held_memory(child.pid), "a process and its children"
         child.communicate(b"\n")
     assert held_memory(child.pid) == 0
+
+
+def test_a_mapped_file_belongs_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"1" * 200_000_000)
+    program = (
+        "import mmap, sys; file = open(sys.argv[1], 'rb'); pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ);"
+        "sum(pages[::4096]); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert psutil.Process(child.pid).memory_info().rss > 200_000_000
+        assert 0 < held_memory(child.pid) < 50_000_000
+        child.communicate(b"\n")
 
 
 def test_this_machine() -> None:

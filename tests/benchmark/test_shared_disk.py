@@ -55,7 +55,7 @@ MOUNTS = """\
 @pytest.mark.parametrize(
     ("directory", "kind"),
     [
-        ("/root/runs", None),
+        ("/srv/runs", None),
         ("/scratch/me/runs", "lustre"),
         ("/scratch/good/runs", None),
         ("/scratcher/runs", None),

@@ -30,6 +30,7 @@ from steppe.training.session import Session
 
 NAMES = ("backbone", "pretrained", "frozen_batch_norm", "image_size", "optimizer")
 RANDOM = SearchOptions(draws=3)
+ONE_THREAD = Machine(threads=1)  # the same bits in every process
 TPE = SearchOptions(search="tpe", trials=4)
 
 
@@ -52,7 +53,7 @@ def sweep(drawings: Path, root: Path, search: SearchOptions = RANDOM, **changes:
 
 def done(sweep: Sweep, executor: InProcess | None = None) -> list[Job]:
     """All its jobs, once they are done."""
-    executor = executor or InProcess(sweep.dataset, Machine(), Silent(), "test")
+    executor = executor or InProcess(sweep.dataset, ONE_THREAD, Silent(), "test")
     made: list[Job] = []
     for jobs in sweep.rounds():
         made += jobs
@@ -222,7 +223,7 @@ def test_the_runs_that_hold_out_two_domains() -> None:
 def drive(drawings: Path, root: Path, search: SearchOptions) -> None:
     """A driver in a process of its own."""
     made = sweep(drawings, root, search, algorithms=["disam", "erm"])
-    done(made, InProcess(made.dataset, Machine(), Silent(), "test"))
+    done(made, InProcess(made.dataset, ONE_THREAD, Silent(), "test"))
 
 
 def drive_until_results(drawings: Path, root: Path, search: SearchOptions, results: int) -> None:

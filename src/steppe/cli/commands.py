@@ -76,8 +76,8 @@ class Train:
     def run(self, command: str) -> int:
         """Train, print what came out."""
         parse(self.algorithm).hyper(self.settings.given)
-        _check_backbone(self.settings)
-        dataset = _open(self.dataset)
+        require_backbone(self.settings)
+        dataset = open_checked(self.dataset)
         from steppe.cli.sweep import run_train
 
         return run_train(self, dataset, command)
@@ -100,7 +100,8 @@ class Bench:
     Prints a table and writes a page to look at. A finished run is never repeated:
     the same command continues a sweep that was stopped, a longer one adds to it,
     and several at a time share the work. What failed is tried again only with
-    --retry-failed. One process, several, a cluster: the numbers are the same.
+    --retry-failed. One process, several, a cluster: the numbers are the same, but
+    for last bits where the number of threads is another.
     """
 
     dataset: Annotated[Positional[tuple[str, ...]], arg(help_behavior_hint="(one or more)")]
@@ -132,8 +133,8 @@ class Bench:
         if not self.dataset:
             raise SteppeError("no data set was given: name one (steppe data list), or a folder")
         check_taken(self.algorithms, self.settings.given)
-        _check_backbone(self.settings)
-        datasets = [_open(spec) for spec in dict.fromkeys(self.dataset)]
+        require_backbone(self.settings)
+        datasets = [open_checked(spec) for spec in dict.fromkeys(self.dataset)]
         from steppe.cli.sweep import run_bench
 
         return run_bench(self, datasets, command)
@@ -260,7 +261,7 @@ class DataSheet:
         return run_sheet(self)
 
 
-def _open(spec: str) -> DomainDataset:
+def open_checked(spec: str) -> DomainDataset:
     """The data set, every picture checked; before torch is imported, so that a wrong name is said at once."""
     from steppe.data.catalog import open_dataset
     from steppe.training.progress import plain_console
@@ -268,7 +269,7 @@ def _open(spec: str) -> DomainDataset:
     return open_dataset(spec, progress=plain_console().is_terminal)
 
 
-def _check_backbone(settings: Settings) -> None:
+def require_backbone(settings: Settings) -> None:
     if settings.backbone != Settings.backbone:  # the default is known without timm, which takes seconds to import
         from steppe.models import check_backbone
 

@@ -8,7 +8,7 @@ from steppe.benchmark.execution import make_executor
 from steppe.benchmark.largest_radius import largest_radius
 from steppe.benchmark.radii import LargestRadius, Trial
 from steppe.benchmark.store import Store
-from steppe.cli.commands import _check_backbone, _open
+from steppe.cli.commands import open_checked, require_backbone
 from steppe.cli.report_commands import Radius
 from steppe.errors import SteppeError
 from steppe.training.progress import Display, plain_console
@@ -21,8 +21,8 @@ def run_radius(options: Radius, command: str) -> int:
     if launched() > 1:
         raise SteppeError("steppe radius runs in one process: start it without torchrun")
     names = list(dict.fromkeys(parse(algorithm).name for algorithm in options.algorithms))
-    _check_backbone(options.settings)
-    dataset = _open(options.dataset)
+    require_backbone(options.settings)
+    dataset = open_checked(options.dataset)
     dataset.check_domain(options.held_out)
     store = Store(options.out)
     store.create()

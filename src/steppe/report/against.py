@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from steppe.report.settings import settings_key
 from steppe.report.significance import LEVEL, Outcomes, Pair, PValue, compare, holm, outcomes
@@ -156,6 +155,8 @@ def _equal(one: Method, other: Method) -> bool:
 
 
 def _differences(comparison: Comparison, ours: Method, theirs: Method) -> list[Difference]:
+    from scipy import stats  # takes seconds, and a command that only trains needs none of it
+
     found = []
     for domain, cell in ours.cells.items():
         if domain not in theirs.cells:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from steppe.report.statistics import Comparison, Estimate, algorithm_order
 
@@ -72,6 +71,8 @@ def average_ranks(comparisons: Sequence[Comparison]) -> tuple[dict[str, float], 
     In a cell the method with the highest mean accuracy over its seeds has rank 1; equal ones share the mean of their
     ranks. Only methods that have every cell are ranked: a rank among others than elsewhere is not comparable.
     """
+    from scipy import stats  # takes seconds, and a command that only trains needs none of it
+
     accuracies: dict[str, dict[tuple[str, str], float]] = {}
     cells: dict[tuple[str, str], None] = {}
     for comparison in comparisons:

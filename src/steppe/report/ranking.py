@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 from steppe.report.settings import differing, plain, shared_settings
 from steppe.report.statistics import Comparison, Estimate, Method, estimate, repetitions
 
@@ -90,6 +88,8 @@ def names(items: Sequence[str]) -> str:
 
 
 def _lead(best: Method, other: Method) -> Lead:
+    from scipy import stats  # takes seconds, and a command that only trains needs none of it
+
     ours = repetitions(best, lambda run: run.held_out_accuracy) or {}
     theirs = repetitions(other, lambda run: run.held_out_accuracy) or {}
     shared = [seed for seed in ours if seed in theirs]

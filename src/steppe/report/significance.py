@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from steppe.errors import unknown_name
 from steppe.report.statistics import Comparison
@@ -204,6 +203,8 @@ def compare(first: str, second: str, ours: Outcomes, theirs: Outcomes, unit: Uni
 
 def paired_t(d: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
     """The 95 % interval of the mean of ``d``, and the p-value of the t-test that it is zero; None without a spread."""
+    from scipy import stats  # takes seconds, and a command that only trains needs none of it
+
     if d.size < 2 or np.ptp(d) == 0:
         return None, None, None
     test = stats.ttest_1samp(d, 0.0)
@@ -213,6 +214,8 @@ def paired_t(d: NDArray[np.float64]) -> tuple[float | None, float | None, float 
 
 def signed_rank(d: NDArray[np.float64]) -> float | None:
     """The p-value of Wilcoxon's signed-rank test of ``d``, zeros left out; 1 where nothing else is there."""
+    from scipy import stats  # takes seconds, and a command that only trains needs none of it
+
     if not d.size:
         return None
     rest = d[d != 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from steppe.benchmark.executors.bench import WorkBench
@@ -24,10 +25,13 @@ class Actor:
         exchange: the address of the object store through which runs travel; ``None``: the driver's store is on a disk
             that this node sees, too.
         environment: variables that must be as they are for the driver.
+        folder: the driver's current one, so that a relative path means the same here, where the disk is shared.
     """
 
-    def __init__(self, setup: Setup, exchange: str | None, environment: Mapping[str, str]) -> None:
+    def __init__(self, setup: Setup, exchange: str | None, environment: Mapping[str, str], folder: str) -> None:
         os.environ.update(environment)
+        with suppress(OSError):
+            os.chdir(folder)
         self._setup = setup
         self._exchange = None if exchange is None else Exchange(exchange)
         self._mailbox = Mailbox()

@@ -66,17 +66,17 @@ def available_memory() -> int:
 
 
 def held_memory(pid: int) -> int:
-    """Bytes in memory of a process and those it started; 0 for one that is gone."""
+    """Bytes that a process and those it started hold for themselves; 0 for one that is gone.
+
+    Pages of files that are mapped, such as libraries and a cache of pictures, are not among them: processes share them,
+    and the kernel takes them back when it needs memory.
+    """
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
     except psutil.Error:
         return 0
-    held = 0
-    for member in family:
-        with suppress(psutil.Error):
-            held += member.memory_info().rss
-    return held
+    return sum(_own_memory(member) for member in family)
 
 
 def oom_kills() -> int:
@@ -132,3 +132,16 @@ def _cgroup_limit() -> int:
     with suppress(OSError, ValueError):
         return int((_CGROUP / "memory.max").read_text())
     return 1 << 62
+
+
+def _own_memory(process: psutil.Process) -> int:
+    try:
+        return sum(
+            int(line.split()[1]) * 1024
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if line.startswith(("RssAnon:", "RssShmem:"))
+        )
+    except (OSError, ValueError):
+        with suppress(psutil.Error):
+            return int(process.memory_info().rss)
+    return 0

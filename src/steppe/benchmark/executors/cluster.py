@@ -138,7 +138,7 @@ class RayExecutor(Crew[RemoteWorker]):
                 max_concurrency=3,  # a run, a look at it, and an order to stop
                 scheduling_strategy="SPREAD",
             )
-            .remote(setup, address, environment)
+            .remote(setup, address, environment, str(Path.cwd()))
         )
         return RemoteWorker(place, self._ray, actor, self._sent)
 

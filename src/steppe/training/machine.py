@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 DEVICES, CACHE, AUGMENT = ("auto", "cpu", "cuda"), ("auto", "on", "off"), ("auto", "host", "device")
+PARALLEL = ("ddp", "fsdp2")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 
 
@@ -50,6 +51,8 @@ class Machine:
     augment: Literal["auto", "host", "device"] = "auto"
     """Where training pictures are augmented: host, 8 bits, as DomainBed does; device, float32; auto, on a GPU if there
     is one."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """How processes that torchrun has started share a run's weights: ddp, each has all; fsdp2, each a part."""
 
     def __post_init__(self) -> None:
         if self.sharpness is not None and self.sharpness < 2:
@@ -64,7 +67,7 @@ class Machine:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise SteppeError(f"{name} must be at least 0, got {value}")
-        for name, known in (("device", DEVICES), ("cache", CACHE), ("augment", AUGMENT)):
+        for name, known in (("device", DEVICES), ("cache", CACHE), ("augment", AUGMENT), ("parallel", PARALLEL)):
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)
 

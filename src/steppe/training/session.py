@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from steppe.training.losses import ADVICE, LossWindow
 from steppe.training.recipes import parse
 from steppe.training.schedules import LargeRate, base_optimizer, scheduler
 from steppe.training.selection import BestCheckpoint
+from steppe.training.sharding import DIVIDED, divide, divided_state, saved_state, whole_state
 from steppe.training.team import Team
 from steppe.training.vocabulary_trajectory import BN_BATCHES
 from steppe.training.words import Value
@@ -45,10 +47,11 @@ class Session:
         channels: of the pictures.
         team: the processes that train it together; each calls the model on its rows of a batch and computes the loss of
             all.
+        parallel: of :class:`~steppe.training.machine.Machine`: whether they replicate the weights or divide them.
 
     Raises:
-        SteppeError: the backbone cannot be had, its batch normalisation would see one picture a step, or a batch is
-            too small to be divided as the algorithm divides it.
+        SteppeError: the backbone cannot be had, its batch normalisation would see one picture a step, a batch is
+            too small to be divided as the algorithm divides it, or weights cannot be divided for this algorithm.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Session:
         domains: tuple[str, ...],
         channels: int = 3,
         team: Team | None = None,
+        parallel: str = "ddp",
     ) -> None:
         self.team = team or Team()
         self._seed = config.seed
@@ -86,12 +90,18 @@ class Session:
             )
         # Convolutions of this layout take about half the time on a CPU, and use the tensor cores of a GPU.
         model = model.to(memory_format=torch.channels_last)
+        self._whole: Classifier | None = None
         if self.team.alone:
             self.model: Classifier = accelerator.prepare(model)
             self._called: nn.Module = self.model
         else:
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
-            self._called = _replica(self.model, self.device)
+            if parallel == "fsdp2":
+                self._whole = accelerator.prepare_model(copy.deepcopy(model), evaluation_mode=True).cpu()
+                divide(self.model, self.device, self.team.size)
+                self._called = self.model
+            else:
+                self._called = _replica(self.model, self.device)
         self._joins_norms = not self.team.alone and _trains_batch_norm(self.model)
         self.large = LargeRate.of(recipe, hyper)
         self.base = base_optimizer(config, self.model, self.large)
@@ -167,6 +177,21 @@ class Session:
             self.scheduler.step()
         self.step += 1
 
+    @contextmanager
+    def whole(self) -> Iterator[Classifier]:
+        """The model as one process can call it, with the weights of now. Every process must enter.
+
+        That is the model itself; where its weights are divided, a copy, which is on the device meanwhile.
+        """
+        if self._whole is None:
+            yield self.model
+            return
+        self._whole.load_state_dict(whole_state(self.model.state_dict()))
+        try:
+            yield self._whole.to(self.device)
+        finally:
+            self._whole.cpu()
+
     def divergence(self, loss: float) -> str | None:
         """What to warn of where the loss has grown to ten times what it was at first; said once.
 
@@ -191,8 +216,8 @@ class Session:
         return f"{ADVICE} The algorithm multiplies the learning rate by {self.large.factor:g} (--hyper lr_factor=...)."
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as tensors and plain containers."""
-        return {
+        """Everything, as tensors and plain containers, whole on every process. Every process must call this."""
+        state = {
             "step": self.step,
             "seconds": self.seconds,
             "step_seconds": list(self.step_seconds),
@@ -206,9 +231,16 @@ class Session:
             "checkpoints": [dict(row) for row in self.checkpoints],
             "random": random_state(),
         }
+        return state if self._whole is None else saved_state(state)
+
+    def can_load(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state says what is to be divided, or nothing is."""
+        return self._whole is None or DIVIDED in state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with what :meth:`state_dict` gave; the global random generators are put back too."""
+        if self._whole is not None:
+            state = divided_state(state, self.device, self.team.size)
         self.step, self.seconds = state["step"], state["seconds"]
         self.step_seconds, self.first_loss = list(state["step_seconds"]), state["first_loss"]
         self.model.load_state_dict(state["model"])

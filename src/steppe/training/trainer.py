@@ -24,7 +24,7 @@ from steppe.data import DomainDataset, open_dataset
 from steppe.data.loader import Batch, Part
 from steppe.data.splits import make_splits
 from steppe.errors import SteppeError
-from steppe.models import check_backbone
+from steppe.models import Classifier, check_backbone
 from steppe.training.checkpoints import CorruptCheckpointError, all_finite, load_checkpoint, save_checkpoint
 from steppe.training.config import RunConfig, config_id, run_name
 from steppe.training.evaluation import Evaluation, evaluate
@@ -40,6 +40,7 @@ from steppe.training.pruning import Pruned, forget_pruned, record_pruned
 from steppe.training.results import RESULT, DamagedResultError, Result, read_result, set_aside
 from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
+from steppe.training.sharding import check_parallel
 from steppe.training.sharpness import held_out_sharpness
 from steppe.training.stopwatch import Stopwatch
 from steppe.training.team import agreed, team_of
@@ -93,6 +94,7 @@ class Trainer:
         self.out = Path(out)
         self.machine = machine or Machine()
         self.team = team_of(self.machine.device)
+        check_parallel(self.machine, self.team, config)
         self.report = (report if self.team.main else None) or Silent()
         self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         self.evaluated = evaluated
@@ -175,14 +177,14 @@ class Trainer:
             if saves:
                 self._check_weights(session)
             if evaluates:
-                with session.method.settled():
-                    evaluation = self._evaluate(session, interruption)
+                with session.method.settled(), session.whole() as model:
+                    evaluation = self._evaluate(session, model, interruption)
                     if session.method.average is None:
-                        session.selection.consider(step, evaluation, session.model)
+                        session.selection.consider(step, evaluation, model)
                     sharpness = team.on_main(
                         partial(
                             held_out_sharpness,
-                            session.model,
+                            model,
                             self.dataset,
                             self.splits,
                             size=config.image_size,
@@ -222,9 +224,7 @@ class Trainer:
         part = Part(self.team.rank, self.team.size)
         return self._inputs.training(self.splits.train, session.model, start, stop, part)
 
-    def _evaluate(self, session: Session, interruption: Interruption) -> Evaluation:
-        model = session.model
-
+    def _evaluate(self, session: Session, model: Classifier, interruption: Interruption) -> Evaluation:
         def loader(domain: str, indices: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
             return interruption.watch(self._inputs.evaluation(domain, indices, model))
 
@@ -238,14 +238,15 @@ class Trainer:
 
     def _settle(self, session: Session, interruption: Interruption) -> Settled:
         wanted = session.batch_norm_batches
-        return settle(
-            session.method,
-            session.selection,
-            session.model,
-            batches=self._whole_batches(session, wanted, interruption) if wanted else None,
-            evaluate=lambda: self._evaluate(session, interruption),
-            say=self.report.say,
-        )
+        with session.whole() as model:
+            return settle(
+                session.method,
+                session.selection,
+                model,
+                batches=self._whole_batches(session, wanted, interruption) if wanted else None,
+                evaluate=lambda: self._evaluate(session, model, interruption),
+                say=self.report.say,
+            )
 
     def _whole_batches(self, session: Session, count: int, interruption: Interruption) -> Iterable[Batch]:
         """For what every process does alike."""
@@ -328,6 +329,13 @@ class Trainer:
             state = self.team.on_main(lambda: load_checkpoint(self._state_path, run=self.id, metrics=metrics))
             if state is None:
                 return session, 0
+            if not session.can_load(state):
+                raise agreed(
+                    SteppeError(
+                        f"{self._state_path} was written by a run whose weights were not divided: go on with "
+                        "--parallel ddp, or delete it to train the run again"
+                    )
+                )
             try:
                 session.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -348,12 +356,15 @@ class Trainer:
             domains=tuple(self.splits.train),
             channels=input_channels(self.dataset, self.config.backbone),
             team=self.team,
+            parallel=self.machine.parallel,
         )
 
     def _save(self, session: Session) -> None:
+        state = session.state_dict()
+
         def save() -> None:
-            state = {"id": self.id, "metrics_bytes": self._metrics.sync(), "augmentation": self._inputs.augmentation}
-            save_checkpoint(self._state_path, state | session.state_dict())
+            head = {"id": self.id, "metrics_bytes": self._metrics.sync(), "augmentation": self._inputs.augmentation}
+            save_checkpoint(self._state_path, head | state)
 
         self.team.on_main(save)
         self._saved_step = session.step
@@ -389,6 +400,7 @@ class Trainer:
                 "augmentation": ", then ".join(self._inputs.augmentation),
                 "threads": torch.get_num_threads(),
                 "processes": self.team.size,
+                **({} if self.team.alone else {"parallel": self.machine.parallel}),
                 "checkpoints": rows,
             },
         )

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import set_seed
@@ -16,11 +16,13 @@ from small_runs import small_config
 from torch import Tensor
 
 from steppe.models import build_classifier
+from steppe.shards import local
 from steppe.training import Machine, RunConfig, Trainer
 from steppe.training.interruption import Interrupted
 from steppe.training.session import Session
 
 Case = tuple[RunConfig, str]
+Parallel = Literal["ddp", "fsdp2"]
 
 
 def emoji_config(algorithm: str, **changes: Any) -> RunConfig:
@@ -29,17 +31,17 @@ def emoji_config(algorithm: str, **changes: Any) -> RunConfig:
     return small_config("emoji", algorithm=algorithm, **{**settings, **changes})
 
 
-def train(rank: int, root: Path, cases: Sequence[Case]) -> None:
+def train(rank: int, root: Path, cases: Sequence[Case], parallel: Parallel = "ddp") -> None:
     """Each run to its end, in a folder of its own."""
     for config, name in cases:
-        Trainer(config, out=root / name, machine=Machine(device="cpu"), command="test").fit()
+        Trainer(config, out=root / name, machine=Machine(device="cpu", parallel=parallel), command="test").fit()
 
 
-def train_disturbed(rank: int, root: Path, case: Case, signalled: int, step: int) -> str:
+def train_disturbed(rank: int, root: Path, case: Case, signalled: int, step: int, parallel: Parallel = "ddp") -> str:
     """A run in which one process gets SIGTERM before a step; what came out of it."""
-    _before(step, lambda: os.kill(os.getpid(), signal.SIGTERM) if rank == signalled else None)
+    _before(step, lambda _: os.kill(os.getpid(), signal.SIGTERM) if rank == signalled else None)
     try:
-        train(rank, root, [case])
+        train(rank, root, [case], parallel)
     except Interrupted as error:
         return f"interrupted by {error.signum}"
     return "finished"
@@ -47,7 +49,7 @@ def train_disturbed(rank: int, root: Path, case: Case, signalled: int, step: int
 
 def train_and_lose(rank: int, root: Path, case: Case, lost: int, step: int) -> None:
     """A run in which one process is killed before a step; the others write down what they met."""
-    _before(step, lambda: os._exit(0) if rank == lost else None)
+    _before(step, lambda _: os._exit(0) if rank == lost else None)
     try:
         train(rank, root, [case])
     except BaseException as error:
@@ -55,15 +57,27 @@ def train_and_lose(rank: int, root: Path, case: Case, lost: int, step: int) -> N
         raise
 
 
-def _before(step: int, act: Callable[[], None]) -> None:
+def _before(step: int, act: Callable[[Session], None]) -> None:
     make_step = Session.make_step
 
     def disturbed(self: Session, batch: Any) -> None:
         if self.step == step:
-            act()
+            act(self)
         make_step(self, batch)
 
     Session.make_step = disturbed  # type: ignore[method-assign]
+
+
+def held(rank: int, root: Path, config: RunConfig) -> tuple[int, int]:
+    """How many numbers of the weights a process holds after two steps of a divided run, and of how many."""
+    found: list[tuple[int, int]] = []
+
+    def count(session: Session) -> None:
+        found.append((sum(local(p).numel() for p in session.model.parameters()), session.parameters))
+
+    _before(2, count)
+    train(rank, root, [(config, "run")], "fsdp2")
+    return found[0]
 
 
 def result(run: Path) -> dict[str, Any]:

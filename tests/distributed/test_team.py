@@ -13,7 +13,17 @@ import pytest
 import timm
 import torch
 from ranks import launch
-from team_runs import emoji_config, initial, result, train, train_and_lose, train_disturbed, weights
+from team_runs import (
+    Parallel,
+    emoji_config,
+    held,
+    initial,
+    result,
+    train,
+    train_and_lose,
+    train_disturbed,
+    weights,
+)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -43,17 +53,18 @@ FROZEN = {
 TRAINED = ("erm", "disam+sagm", "tram", "swad")
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_give_the_numbers_of_one(parallel: Parallel, tmp_path: Path) -> None:
     configs = {name: emoji_config(name, hyper=hyper, frozen_batch_norm=True) for name, hyper in FROZEN.items()}
     # Batch normalisation of a network with random weights multiplies rounding errors: small steps.
     configs |= {f"{name}, trained": emoji_config(name, lr=1e-3) for name in TRAINED}
-    cases = [(config, name) for name, config in configs.items()]
+    cases = [(config, name) for name, config in configs.items() if (parallel, name) != ("fsdp2", "fishr")]
     train(0, tmp_path / "one", cases)
-    launch(train, 2, tmp_path / "meeting", tmp_path / "two", cases)
+    launch(train, 2, tmp_path / "meeting", tmp_path / "two", cases, parallel)
     for config, name in cases:
         one, two = (tmp_path / where / name for where in ("one", "two"))
         first, second = result(one), result(two)
-        assert (first["processes"], second["processes"]) == (1, 2)
+        assert (first["processes"], second["processes"], second["parallel"]) == (1, 2, parallel)
         assert first["id"] == second["id"]
         moved = float((weights(one) - initial(config)).norm())
         apart = float((weights(one) - weights(two)).norm())
@@ -91,17 +102,20 @@ def test_torchrun_gives_the_table_of_one_process(tmp_path: Path) -> None:
     assert both.stdout.count("in domain\n") == alone.stdout.count("in domain\n") == 2
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(("signalled", "algorithm"), [(0, "trpo+disam+swad"), (1, "tram-ema+lookahead")])
-def test_a_signal_to_one_stops_both_which_any_number_resumes(signalled: int, algorithm: str, tmp_path: Path) -> None:
+def test_a_signal_to_one_stops_both_which_any_number_resumes(
+    signalled: int, algorithm: str, parallel: Parallel, tmp_path: Path
+) -> None:
     hyper = {"lookahead.k": 2} if "lookahead" in algorithm else {}
     case = (emoji_config(algorithm, hyper=hyper, frozen_batch_norm=True), "run")
-    told = launch(train_disturbed, 2, tmp_path / "a", tmp_path / "disturbed", case, signalled, 4)
+    told = launch(train_disturbed, 2, tmp_path / "a", tmp_path / "disturbed", case, signalled, 4, parallel)
     assert told == ["interrupted by 15"] * 2
     assert (tmp_path / "disturbed" / "run" / "state.pt").exists()
-    launch(train, 2, tmp_path / "b", tmp_path / "undisturbed", [case])
+    launch(train, 2, tmp_path / "b", tmp_path / "undisturbed", [case], parallel)
     processes = 2 if signalled else 1
     if processes == 2:
-        launch(train, 2, tmp_path / "c", tmp_path / "disturbed", [case])
+        launch(train, 2, tmp_path / "c", tmp_path / "disturbed", [case], parallel)
     else:
         train(0, tmp_path / "disturbed", [case])
     found, expected = tmp_path / "disturbed" / "run", tmp_path / "undisturbed" / "run"
@@ -111,6 +125,22 @@ def test_a_signal_to_one_stops_both_which_any_number_resumes(signalled: int, alg
         assert result(found)["loss"] == result(expected)["loss"]
     else:
         assert torch.allclose(weights(found), weights(expected), rtol=0, atol=1e-6)
+
+
+def test_each_process_of_a_divided_run_holds_its_part(tmp_path: Path) -> None:
+    for part, whole in launch(held, 2, tmp_path / "a", tmp_path / "runs", emoji_config("erm")):
+        assert 0.45 * whole < part < 0.55 * whole
+
+
+def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SteppeError, match="torchrun"):
+        train(0, tmp_path, [(emoji_config("erm"), "alone")], "fsdp2")
+    with pytest.raises(AssertionError, match="fishr differentiates the head"):
+        launch(train, 2, tmp_path / "a", tmp_path, [(emoji_config("fishr+disam"), "run")], "fsdp2")
+    case = (emoji_config("erm"), "replicated")
+    launch(train_disturbed, 2, tmp_path / "b", tmp_path, case, 0, 4)
+    with pytest.raises(AssertionError, match="go on with --parallel ddp"):
+        launch(train, 2, tmp_path / "c", tmp_path, [case], "fsdp2")
 
 
 def test_a_process_that_dies_ends_the_other_with_an_error(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def check_parallel(machine: Machine, team: Team, config: RunConfig) -> None:
             "--parallel fsdp2 divides the weights of a run among processes, and this is one: start them with "
             "torchrun --nproc-per-node N -m steppe ..."
         )
-    if "fishr" in parse(config.algorithm).name.split("+"):
+    if any(word.name == "fishr" for word in parse(config.algorithm).words):
         raise SteppeError("fishr differentiates the head on its own and needs all of it: use --parallel ddp")
 
 

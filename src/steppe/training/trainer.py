@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import statistics
@@ -25,19 +24,18 @@ from steppe.data.loader import Batch, Part
 from steppe.data.splits import make_splits
 from steppe.errors import SteppeError
 from steppe.models import Classifier, check_backbone
-from steppe.training.checkpoints import CorruptCheckpointError, all_finite, load_checkpoint, save_checkpoint
+from steppe.training.checkpoints import CorruptCheckpointError, all_finite
 from steppe.training.config import RunConfig, config_id, run_name
 from steppe.training.evaluation import Evaluation, evaluate
-from steppe.training.files import STATE, make_directory, remove_leftovers, run_lock, write_json
 from steppe.training.inputs import EVALUATION_BATCH, Inputs, check_inputs, input_channels
 from steppe.training.interruption import Interruption
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
-from steppe.training.metrics import MetricsLog
 from steppe.training.outputs import checkpoint, measures, write_predictions, write_result, write_weights
 from steppe.training.progress import Report, Silent
-from steppe.training.pruning import Pruned, forget_pruned, record_pruned
-from steppe.training.results import RESULT, DamagedResultError, Result, read_result, set_aside
+from steppe.training.pruning import Pruned
+from steppe.training.results import RESULT, Result, read_result
+from steppe.training.run_files import RunFiles
 from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
 from steppe.training.sharding import check_parallel
@@ -114,6 +112,7 @@ class Trainer:
             dataset=dataset.name, fingerprint=dataset.fingerprint(), split=self.splits.protocol
         )
         self.id = config_id(self.canonical)
+        self._files = RunFiles(self.out, self.id, self.canonical, self.report)
         self._saved_step: int | None = None
 
     def fit(self) -> Result:
@@ -134,7 +133,7 @@ class Trainer:
         """
         team = self.team
         with ExitStack() as held:
-            finished = team.on_main(lambda: self._take(held))
+            finished = team.on_main(lambda: self._files.take(held))
             if finished is not None:
                 return finished
             engine = accelerator(self.machine, self.config.precision)
@@ -143,7 +142,7 @@ class Trainer:
                 session, length = self._begin(engine)
                 self.report.begin(run_name(self.config), step=session.step, total=self.config.steps)
                 with ExitStack() as opened:
-                    team.on_main(lambda: self._open(opened, length))
+                    team.on_main(lambda: self._files.open(opened, length))
                     self._train(session, interruption)
                 settled = self._settle(session, interruption)
                 return team.on_main(lambda: self._finish(session, settled))
@@ -213,11 +212,7 @@ class Trainer:
     def _prune(self, session: Session) -> NoReturn:
         seen = [(int(row["step"]), float(row["validation_accuracy"])) for row in session.checkpoints]
 
-        def record() -> None:
-            record_pruned(self.out, seen, steps=self.config.steps, command=self.command)
-            self._state_path.unlink(missing_ok=True)
-
-        self.team.on_main(record)
+        self.team.on_main(lambda: self._files.prune(seen, steps=self.config.steps, command=self.command))
         raise agreed(Pruned(self.out, session.step, self.config.steps))
 
     def _batches(self, session: Session, start: int, stop: int) -> Iterable[Batch]:
@@ -270,76 +265,33 @@ class Trainer:
 
     # --- files ---
 
-    @property
-    def _state_path(self) -> Path:
-        return self.out / STATE
+    def _write(self, line: dict[str, Any]) -> None:
+        self.team.on_main(lambda: self._files.write(line))
 
     @property
     def _kept(self) -> str:
         if self._saved_step is None:
             return "no checkpoint had been written yet"
-        return f"the last good checkpoint, of step {self._saved_step}, is kept in {self._state_path}"
-
-    def _take(self, held: ExitStack) -> Result | None:
-        """Lock the run; its result, if it is finished."""
-        held.enter_context(run_lock(make_directory(self.out)))
-        finished = self._finished()
-        self._check_same_run()
-        if finished is None:
-            remove_leftovers(self.out)
-        else:
-            self._state_path.unlink(missing_ok=True)
-        return finished
-
-    def _open(self, opened: ExitStack, length: int) -> None:
-        """Begin with the files: the config, and the metrics after so many bytes."""
-        forget_pruned(self.out)
-        write_json(self.out / "config.json", self.canonical)
-        self._metrics = opened.enter_context(MetricsLog(self.out / "metrics.jsonl", length))
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self.team.on_main(lambda: self._metrics.write(line))
-
-    def _finished(self) -> Result | None:
-        try:
-            return read_result(self.out)
-        except DamagedResultError as error:
-            what = str(error).partition(";")[0]
-            self.report.say(f"warning: {what}; it is kept as {set_aside(self.out).name}, and the run is trained again")
-            return None
-
-    def _check_same_run(self) -> None:
-        path = self.out / "config.json"
-        if not path.exists():
-            return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SteppeError(f"cannot read {path} ({error}); delete {self.out} to train the run again") from error
-        if found != self.canonical:
-            names = sorted(found.keys() | self.canonical.keys())
-            differ = ", ".join(name for name in names if found.get(name) != self.canonical.get(name))
-            raise SteppeError(f"{self.out} holds another run (it differs in {differ}): choose another directory")
+        return f"the last good checkpoint, of step {self._saved_step}, is kept in {self._files.state_path}"
 
     def _begin(self, engine: Accelerator) -> tuple[Session, int]:
         """The session to go on with, and how much of the metrics file belongs to it."""
         session = self._new_session(engine)
-        metrics = self.out / "metrics.jsonl"
         try:
-            state = self.team.on_main(lambda: load_checkpoint(self._state_path, run=self.id, metrics=metrics))
+            state = self.team.on_main(self._files.load)
             if state is None:
                 return session, 0
             if not session.can_load(state):
                 raise agreed(
                     SteppeError(
-                        f"{self._state_path} was written by a run whose weights were not divided: go on with "
+                        f"{self._files.state_path} was written by a run whose weights were not divided: go on with "
                         "--parallel ddp, or delete it to train the run again"
                     )
                 )
             try:
                 session.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                raise CorruptCheckpointError(self._state_path, f"{type(error).__name__}: {error}") from error
+                raise CorruptCheckpointError(self._files.state_path, f"{type(error).__name__}: {error}") from error
         except CorruptCheckpointError as error:
             self.report.say(f"warning: {error}; the run starts again from the beginning")
             return self._new_session(engine), 0
@@ -360,13 +312,8 @@ class Trainer:
         )
 
     def _save(self, session: Session) -> None:
-        state = session.state_dict()
-
-        def save() -> None:
-            head = {"id": self.id, "metrics_bytes": self._metrics.sync(), "augmentation": self._inputs.augmentation}
-            save_checkpoint(self._state_path, head | state)
-
-        self.team.on_main(save)
+        state = {"augmentation": self._inputs.augmentation, **session.state_dict()}
+        self.team.on_main(lambda: self._files.save(state))
         self._saved_step = session.step
 
     def _finish(self, session: Session, settled: Settled) -> Result:
@@ -404,7 +351,7 @@ class Trainer:
                 "checkpoints": rows,
             },
         )
-        self._state_path.unlink(missing_ok=True)
+        self._files.forget_checkpoint()
         result = read_result(self.out)
         assert result is not None
         return result

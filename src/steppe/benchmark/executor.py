@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from steppe.benchmark.protocol import Job
-from steppe.benchmark.store import forget_failure, record_failure
+from steppe.benchmark.store import forget_failure, record_failure, recorded_error, status
 from steppe.data import DomainDataset
 from steppe.errors import SteppeError
 from steppe.training.files import RunLockedError
@@ -118,6 +118,14 @@ def _finished(job: Job) -> Result | None:
         return None
 
 
+def failed_elsewhere(job: Job) -> Outcome | None:
+    """The outcome of a run that another process was at, where that has recorded a failure: it is not tried again here,
+    for it would fail again."""
+    if status(job.directory) != "failed":
+        return None
+    return Outcome(job, "failed", error=recorded_error(job.directory))
+
+
 @dataclass(frozen=True)
 class Call:
     """A run that the processes of a team are about to train together.
@@ -180,12 +188,12 @@ class InProcess:
             yield self._wait(job)
 
     def _wait(self, job: Job) -> Outcome:
-        outcome = self._execute(job)
+        outcome = failed_elsewhere(job) or self._execute(job)
         if outcome.status == "busy":
             self.report.say(f"waiting for another process that is training {job.directory}")
         while outcome.status == "busy":
             time.sleep(POLL_SECONDS)
-            outcome = self._execute(job)
+            outcome = failed_elsewhere(job) or self._execute(job)
         return outcome
 
     def _execute(self, job: Job) -> Outcome:

@@ -95,6 +95,7 @@ def run_train(options: Train, dataset: DomainDataset, command: str) -> int:
         held_out=options.held_out,
         algorithm=options.algorithm,
         seed=options.seed,
+        validation_domain=options.validation_domain,
         **fields,
     )
     for note in config.notes:
@@ -133,6 +134,10 @@ def run_train(options: Train, dataset: DomainDataset, command: str) -> int:
         )
     )
     console.print(f"  held out, {content['held_out']}: {100 * result.held_out_accuracy:.1f} %")
+    if options.validation_domain is not None:
+        chosen = next(row for row in content["checkpoints"] if row["step"] == content["selected_step"])
+        also = chosen["cross_validation_accuracy"][options.validation_domain]
+        console.print(f"  held out too, {options.validation_domain}: {100 * also:.1f} %")
     console.print(f"  in domain: {100 * result.in_domain_accuracy:.1f} %")
     console.print(f"  {result.path}", soft_wrap=True)
     return 0

@@ -22,18 +22,12 @@ from steppe.data.decoded import DecodedPictures
 from steppe.data.decoded_files import Pixels
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
+from steppe.data.slots import Part, Slot, Slots
 from steppe.data.tensors import TensorDomains
 from steppe.data.transforms import TensorTransform, Transform
 from steppe.errors import SteppeError
 
 T = TypeVar("T")
-
-
-class Part(NamedTuple):
-    """Whose pictures of a batch are made where several processes train together: slots rank, rank + size, ..."""
-
-    rank: int = 0
-    size: int = 1
 
 
 class Batch(NamedTuple):
@@ -125,7 +119,7 @@ def balanced_loader(
     else:
         if isinstance(transform, TrainTransform):
             hue.prepare((stop - start) * len(train) * batch_per_domain * transform.size**2)
-        make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform), part)
+        make = _TrainingBatch(dataset, Slots(dataset, order, tuple(train), part), _of_pictures(transform))
     return Batches(make, range(start, stop), workers)
 
 
@@ -177,37 +171,29 @@ def evaluation_loader(
 
 
 class _TrainingBatch:
-    def __init__(
-        self, dataset: DomainDataset, order: BalancedOrder, domains: tuple[str, ...], transform: Transform, part: Part
-    ) -> None:
-        self._part = part
+    def __init__(self, dataset: DomainDataset, slots: Slots, transform: Transform) -> None:
         self._dataset = dataset
-        self._order = order
+        self._slots = slots
         self._transform = transform
-        self._labels = {domain: dataset.labels(domain) for domain in domains}
-        self._numbers = torch.arange(len(domains)).repeat_interleave(order.per_domain)
-        self._randomness = SlotRandomness(order.seed)
 
     def __call__(self, step: int) -> Batch:
-        pictures = self._order.pictures(step)
+        own = self._slots.own(step)
         with one_thread(), undisturbed_randomness():
-            own = list(enumerate(pictures))[self._part.rank :: self._part.size]
             if isinstance(self._transform, TrainTransform):
                 x = self._written(step, own, self._transform)
             else:
-                x = default_collate([self._input(step, slot, *place) for slot, place in own])
-        labels = [self._labels[domain][index] for domain, index in pictures]
-        return Batch(x, torch.tensor(labels), self._numbers.clone())
+                x = default_collate([self._input(step, *slot) for slot in own])
+        return Batch(x, *self._slots.labels(step))
 
     def _input(self, step: int, slot: int, domain: str, index: int) -> Tensor:
-        self._randomness.begin(step, slot)
+        self._slots.begin(step, slot)
         return self._transform(self._dataset.image(domain, index))
 
-    def _written(self, step: int, slots: Sequence[tuple[int, tuple[str, int]]], transform: TrainTransform) -> Tensor:
+    def _written(self, step: int, own: Sequence[Slot], transform: TrainTransform) -> Tensor:
         """The same without a copy of what has been made."""
-        x = _batch_memory(len(slots), 3, transform.size, transform.size)
-        for row, (slot, (domain, index)) in enumerate(slots):
-            self._randomness.begin(step, slot)
+        x = _batch_memory(len(own), 3, transform.size, transform.size)
+        for row, (slot, domain, index) in enumerate(own):
+            self._slots.begin(step, slot)
             transform.write(pixels_of(self._dataset, domain, index), x[row])
         return x
 

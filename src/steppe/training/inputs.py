@@ -13,7 +13,8 @@ from steppe.data.decoded import decoded_pictures
 from steppe.data.decoded_places import CacheOptions
 from steppe.data.device_augmentation import DeviceAugmentation, raw_loader
 from steppe.data.domains import DomainDataset, Indices
-from steppe.data.loader import Batch, Part, balanced_loader, evaluation_loader
+from steppe.data.loader import Batch, balanced_loader, evaluation_loader
+from steppe.data.slots import Part
 from steppe.data.tensors import TensorDomains
 from steppe.data.transforms import TensorTransform, Transform, eval_transform, tensor_transform, train_transform
 from steppe.errors import SteppeError

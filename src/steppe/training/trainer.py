@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steppe.data import DomainDataset, open_dataset
-from steppe.data.loader import Batch, Part
+from steppe.data.loader import Batch
+from steppe.data.slots import Part
 from steppe.data.splits import make_splits
 from steppe.errors import SteppeError
 from steppe.models import Classifier, check_backbone

@@ -95,9 +95,10 @@ class Session:
             self.model: Classifier = accelerator.prepare(model)
             self._called: nn.Module = self.model
         else:
+            whole = copy.deepcopy(model) if parallel == "fsdp2" else None
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
-            if parallel == "fsdp2":
-                self._whole = accelerator.prepare_model(copy.deepcopy(model), evaluation_mode=True).cpu()
+            if whole is not None:
+                self._whole = accelerator.prepare_model(whole, evaluation_mode=True).cpu()
                 divide(self.model, self.device, self.team.size)
                 self._called = self.model
             else:

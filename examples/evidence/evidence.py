@@ -83,7 +83,8 @@ def choose(store: Path, held_out: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 def main(options: Options) -> None:
     chosen = choose(search(options), options.search_held_out)
     lines = [
-        f"[{json.dumps(algorithm)}]\n" + "".join(f"{json.dumps(name)} = {json.dumps(value)}\n" for name, value in own.items())
+        f"[{json.dumps(algorithm)}]\n"
+        + "".join(f"{json.dumps(name)} = {json.dumps(value)}\n" for name, value in own.items())
         for algorithm, own in chosen.items()
     ]
     path = options.out / "chosen.toml"

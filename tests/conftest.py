@@ -1,9 +1,12 @@
-"""Shared by all tests: one thread a process (xdist runs several), and torch's random state put back after each test."""
+"""Shared by all tests: one thread a process (xdist runs several), torch's random state put back after each test, and
+a browser for those that look at pages."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -35,3 +38,51 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_runs import export_drawings
 
     return export_drawings(tmp_path_factory.mktemp("sets") / "drawings")
+
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def show(browser: Any) -> Iterator[Any]:
+    """Opens a page, without network; at the end nothing may have been said on the console, and nothing requested."""
+    contexts, messages, requests = [], [], []
+
+    def opened(path: Path, size: tuple[int, int] = (1280, 900), scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: messages.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: messages.append(f"a name was executed: {dialog.message}"))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((path / "report.html" if path.is_dir() else path).as_uri())
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert messages == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in requests if url.startswith("file:")]) == len(contexts)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,7 @@ from made_up_results import EVIL, sections
 
 from steppe.analysis.figures import write_page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH"),
-]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
+pytestmark = pytest.mark.browser
 DESKTOP, PHONE = (1280, 900), (400, 844)
 FIGURES = sum(len(section.figures) for section in sections())
 
@@ -37,37 +22,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(tmp_path_factory.mktemp("page") / "page.html", f"What {EVIL} does", sections())
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
 @pytest.fixture
-def show(browser: Any, path: Path) -> Iterator[Any]:
-    """Opens the page; at the end nothing may have been said on the console and nothing requested."""
-    contexts, messages, requests = [], [], []
-
-    def opened(size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: messages.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: messages.append(f"a name was executed: {dialog.message}"))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert messages == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    assert len([url for url in requests if url.startswith("file:")]) == len(contexts)
+def opened(show: Any, path: Path) -> Any:
+    return partial(show, path)
 
 
 def wait_until(page: Any, condition: str) -> None:
@@ -84,9 +41,9 @@ def wait_until(page: Any, condition: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 def test_everything_is_drawn_and_nothing_reaches_beyond_the_window(
-    show: Any, size: tuple[int, int], scheme: str
+    opened: Any, size: tuple[int, int], scheme: str
 ) -> None:
-    page = show(size, scheme)
+    page = opened(size, scheme)
     assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [size[0], size[0]]
     beyond = page.evaluate(
         """() => [...document.querySelectorAll("body *")].filter((element) => {
@@ -128,13 +85,13 @@ TEXTS = """() => {
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
-def test_texts_are_inside_of_their_figure_and_clear_of_each_other(show: Any, size: tuple[int, int]) -> None:
-    assert show(size).evaluate(TEXTS) == []
+def test_texts_are_inside_of_their_figure_and_clear_of_each_other(opened: Any, size: tuple[int, int]) -> None:
+    assert opened(size).evaluate(TEXTS) == []
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
-def test_matrices_are_square_and_planes_to_scale(show: Any, size: tuple[int, int]) -> None:
-    page = show(size)
+def test_matrices_are_square_and_planes_to_scale(opened: Any, size: tuple[int, int]) -> None:
+    page = opened(size)
     shapes = page.evaluate(
         """() => [...document.querySelectorAll("[data-figure]")].map((chart) => chart._fullLayout)
             .filter((layout) => layout.meta).map((layout) => [layout._size.h / layout._size.w, layout.meta.ratio])"""
@@ -144,8 +101,8 @@ def test_matrices_are_square_and_planes_to_scale(show: Any, size: tuple[int, int
         assert found == pytest.approx(wanted, rel=0.02)
 
 
-def test_colours_follow_the_system(show: Any) -> None:
-    page = show(DESKTOP, "light")
+def test_colours_follow_the_system(opened: Any) -> None:
+    page = opened(DESKTOP, "light")
     colours = """[...document.querySelectorAll("[data-figure]")].map((chart) => [chart._fullLayout.paper_bgcolor,
         chart._fullLayout.font.color, chart._fullData[0].line?.color, chart._fullData[0].colorscale?.[0][1]])"""
     light = page.evaluate(colours)
@@ -160,15 +117,15 @@ def test_colours_follow_the_system(show: Any) -> None:
         assert a[3] != b[3] or a[3] is None
 
 
-def test_a_narrower_window_redraws(show: Any) -> None:
-    page = show()
+def test_a_narrower_window_redraws(opened: Any) -> None:
+    page = opened()
     page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
     wait_until(page, "all.every((chart) => chart._fullLayout.width <= innerWidth)")
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
 
 
-def test_names_stay_text(show: Any) -> None:
-    page = show()
+def test_names_stay_text(opened: Any) -> None:
+    page = opened()
     assert page.locator("img").count() == 0
     assert page.locator("h1").inner_text() == f"What {EVIL} does"
     assert page.title() == f"What {EVIL} does"
@@ -176,8 +133,8 @@ def test_names_stay_text(show: Any) -> None:
     assert f"{EVIL[:21]}…" in page.locator("[data-figure] .legendtext").all_text_contents()
 
 
-def test_the_pointer_reads_the_values(show: Any) -> None:
-    page = show()
+def test_the_pointer_reads_the_values(opened: Any) -> None:
+    page = opened()
     chart = page.locator('[aria-label="Distances"]')
     chart.scroll_into_view_if_needed()
     box = chart.locator(".nsewdrag").first.bounding_box()
@@ -187,8 +144,8 @@ def test_the_pointer_reads_the_values(show: Any) -> None:
     assert chart.locator(".hovertext").text_content() == "0 · 10003.33"
 
 
-def test_structure_for_those_who_listen(show: Any) -> None:
-    page = show()
+def test_structure_for_those_who_listen(opened: Any) -> None:
+    page = opened()
     assert page.locator("h1").count() == 1
     levels = page.locator("h1, h2, h3").evaluate_all("all => all.map((heading) => Number(heading.tagName[1]))")
     assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
@@ -196,8 +153,8 @@ def test_structure_for_those_who_listen(show: Any) -> None:
     assert page.locator("figure > figcaption").count() == FIGURES
 
 
-def test_on_paper_the_figures_are_dark_on_light(show: Any) -> None:
-    page = show((900, 1000), "dark")
+def test_on_paper_the_figures_are_dark_on_light(opened: Any) -> None:
+    page = opened((900, 1000), "dark")
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     wait_until(page, "all.every((chart) => chart._fullLayout.paper_bgcolor === '#fff')")

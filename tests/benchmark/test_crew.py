@@ -17,6 +17,7 @@ from steppe.benchmark.executors import crew
 from steppe.benchmark.executors.crew import FRUITLESS_STARTS, Crew
 from steppe.benchmark.executors.events import Ended, Event, Lost, Ready, Refused, Setup, Told
 from steppe.benchmark.protocol import Job
+from steppe.benchmark.store import record_failure
 from steppe.data import DomainDataset, open_dataset
 from steppe.errors import SteppeError
 from steppe.training import Machine, OutputError, RunConfig
@@ -166,7 +167,10 @@ def test_a_run_that_another_driver_finishes_meanwhile_is_not_given_up(tmp_path: 
     assert not (finished / "failure.json").exists()
 
 
-def test_a_run_that_another_driver_is_at_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_that_another_driver_is_at_is_waited_for(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(crew, "HELD_SECONDS", 0.01)
     said: list[str] = []
 
@@ -180,6 +184,8 @@ def test_a_run_that_another_driver_is_at_is_waited_for(tmp_path: Path, monkeypat
             if worker.job is None:
                 self.looks += 1
                 if self.looks == 20:
+                    if fails:
+                        record_failure(wanted.directory, ValueError("the other's reason"), "the other")
                     lock.__exit__(None, None, None)
                 return []
             job, worker.job = worker.job, None
@@ -192,10 +198,12 @@ def test_a_run_that_another_driver_is_at_is_waited_for(tmp_path: Path, monkeypat
         def say(self, message: str) -> None:
             said.append(message)
 
-    (job,) = jobs(tmp_path, 1)
-    lock = run_lock(job.directory)
+    (wanted,) = jobs(tmp_path, 1)
+    lock = run_lock(wanted.directory)
     lock.__enter__()
     with Busy(open_dataset("emoji"), random.Random(0), 0.0) as puppets:
         puppets.report = Listening()
-        assert [outcome.status for outcome in puppets.run([job])] == ["finished"]
-    assert said == [f"waiting for another process that is training {job.directory}"]
+        (outcome,) = puppets.run([wanted])
+    expected = ("failed", "the other's reason") if fails else ("finished", "")
+    assert (outcome.status, outcome.error) == expected
+    assert said == [f"waiting for another process that is training {wanted.directory}"]

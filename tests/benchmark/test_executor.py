@@ -118,6 +118,25 @@ def test_two_sweeps_share_the_work(drawings: Path, tmp_path: Path, monkeypatch: 
     assert {outcome.status for outcome in outcomes} == {"finished"}
 
 
+def test_what_another_process_saw_fail_is_not_tried_again(
+    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job, *_) = sweep(drawings, tmp_path)
+    monkeypatch.setattr(executor, "POLL_SECONDS", 0.05)
+
+    class Waiting(Silent):
+        def say(self, message: str) -> None:
+            record_failure(job.directory, ValueError("the other's reason"), "the other")
+            lock.__exit__(None, None, None)
+
+    lock = run_lock(job.directory)
+    lock.__enter__()
+    (outcome,) = InProcess(open_dataset(drawings), Machine(), Waiting(), "test").run([job])
+    assert (outcome.status, outcome.error) == ("failed", "the other's reason")
+    assert json.loads((job.directory / "failure.json").read_text())["command"] == "the other"
+    assert not (job.directory / "metrics.jsonl").exists()
+
+
 def test_waiting_is_said_only_where_it_is_done(drawings: Path, tmp_path: Path) -> None:
     planned = sweep(drawings, tmp_path)
     said: list[str] = []

@@ -55,6 +55,20 @@ def test_train_says_what_came_out(drawings: Path, tmp_path: Path, capsys: pytest
     assert str(path.parent) in text
 
 
+def test_a_second_domain_may_be_held_out(drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--validation-domain", "noto", "--out", str(tmp_path / "runs"), *SMALL]
+    assert run(["train", "emoji", "--held-out", "line", *options]) == 0
+    text = capsys.readouterr().out
+    (path,) = (tmp_path / "runs").rglob("result.json")
+    content = json.loads(path.read_text())
+    assert content["validation_domain"] == "noto"
+    chosen = next(row for row in content["checkpoints"] if row["step"] == content["selected_step"])
+    assert f"held out too, noto: {100 * chosen['cross_validation_accuracy']['noto']:.1f} %" in text
+    assert run(["train", str(drawings), "--held-out", "line", *options]) == 2
+    assert run(["train", "emoji", "--held-out", "noto", *options]) == 2
+    assert "choose another one" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_same_command_continues_after_ctrl_c(drawings: Path, tmp_path: Path) -> None:
     arguments = ["train", drawings, "--held-out", "line", "--algorithm", "fishr+disam+tram", *SMALL, "--steps", "40"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,21 +13,7 @@ from made_up_runs import write_benchmark, write_run
 from steppe.report import load_runs, summarise, write_page
 from steppe.report.ranking import spread
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH"),
-]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
+pytestmark = pytest.mark.browser
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
 
@@ -49,38 +33,6 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(root, "disam", "line", 0, steps=300, hyper={"rho": 0.1, "lam": 0.2}, accuracy=0.4)
     write_page(root)
     return root
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def show(browser: Any) -> Iterator[Any]:
-    """Opens a store's page; at the end nothing may have been said on the console and nothing requested."""
-    contexts, messages, requests = [], [], []
-
-    def opened(root: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: messages.append(f"error: {error}"))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((root / "report.html").as_uri())
-        page.wait_for_selector("html[data-ready]")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert messages == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    assert len([url for url in requests if url.startswith("file:")]) == len(contexts)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from steppe.errors import SteppeError
 from steppe.training.config import unset
 from steppe.training.machine import Machine
+from steppe.training.team import launched
 
 if TYPE_CHECKING:
     from steppe.benchmark.executor import Executor
@@ -53,6 +54,11 @@ class Execution:
     """ray: object store that runs travel through where nodes share no disk: s3://bucket/path, file:///mnt/path."""
 
     def __post_init__(self) -> None:
+        if self.executor != "inprocess" and launched() > 1:
+            raise SteppeError(
+                f"{launched()} processes were launched to train each run together, and --executor {self.executor} "
+                "starts its own for several runs at a time: leave one of the two out"
+            )
         for name, executors in _TAKEN_BY.items():
             if getattr(self, name) is not None and self.executor not in executors:
                 option = "--" + name.replace("_", "-")

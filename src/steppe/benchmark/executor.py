@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from steppe.benchmark.protocol import Job
-from steppe.benchmark.store import forget_failure, record_failure
+from steppe.benchmark.store import forget_failure, record_failure, recorded_error, status
 from steppe.data import DomainDataset
 from steppe.errors import SteppeError
 from steppe.training.files import RunLockedError
@@ -18,6 +19,7 @@ from steppe.training.machine import Machine
 from steppe.training.progress import Report
 from steppe.training.pruning import Pruned, read_pruned
 from steppe.training.results import DamagedResultError, NewerResultError, Result, read_result
+from steppe.training.team import Team, team_of
 from steppe.training.trainer import Trainer
 
 POLL_SECONDS = 1.0
@@ -70,11 +72,12 @@ def execute(job: Job, dataset: DomainDataset, machine: Machine, report: Report, 
     Raises:
         SteppeError: see above.
     """
+    team = team_of(machine.device)
     try:
-        finished = _finished(job)
+        finished = team.on_main(lambda: _finished(job))
         if finished is not None:
             return Outcome(job, "finished", finished)
-        if job.stop is not None and read_pruned(job.directory) is not None:
+        if job.stop is not None and team.on_main(lambda: read_pruned(job.directory)) is not None:
             return Outcome(job, "pruned")
         trainer = Trainer(
             job.config,
@@ -85,7 +88,8 @@ def execute(job: Job, dataset: DomainDataset, machine: Machine, report: Report, 
             command=command,
             evaluated=job.stop,
         )
-        forget_failure(job.directory)
+        if team.main:
+            forget_failure(job.directory)
         return Outcome(job, "finished", trainer.fit())
     except RunLockedError as error:
         return Outcome(job, "busy", error=str(error))
@@ -94,11 +98,14 @@ def execute(job: Job, dataset: DomainDataset, machine: Machine, report: Report, 
     except NewerResultError as error:
         return Outcome(job, "failed", error=str(error))
     except NonFiniteLossError as error:
-        record_failure(job.directory, error, command)
+        if team.main:
+            record_failure(job.directory, error, command)
         return Outcome(job, "failed", error=str(error))
     except SteppeError:
         raise
     except Exception as error:
+        if not team.alone:  # the processes are out of step, or one is lost: nothing more can be done together
+            raise
         record_failure(job.directory, error, command)
         return Outcome(job, "failed", error=f"{type(error).__name__}: {error}")
 
@@ -111,9 +118,45 @@ def _finished(job: Job) -> Result | None:
         return None
 
 
+def failed_elsewhere(job: Job) -> Outcome | None:
+    """The outcome of a run that another process was at, where that has recorded a failure: it is not tried again here,
+    for it would fail again."""
+    if status(job.directory) != "failed":
+        return None
+    return Outcome(job, "failed", error=recorded_error(job.directory))
+
+
+@dataclass(frozen=True)
+class Call:
+    """A run that the processes of a team are about to train together.
+
+    Attributes:
+        job: the run.
+        dataset: the ``spec`` of its data set.
+    """
+
+    job: Job
+    dataset: str
+
+    @contextmanager
+    def made(self, team: Team) -> Iterator[None]:
+        """Inside, every process executes the run; an error that comes out of it is marked."""
+        try:
+            team.tell(self)
+            yield
+        except BaseException as error:
+            error._steppe_call = self  # type: ignore[attr-defined]
+            raise
+
+    @staticmethod
+    def ended(error: BaseException) -> bool:
+        """Whether this error came out of a run."""
+        return hasattr(error, "_steppe_call")
+
+
 @dataclass(frozen=True)
 class InProcess:
-    """One run after the other, in this process.
+    """One run after the other, in this process; together with those that were launched beside it, if there are any.
 
     Runs that another process is at are left for last and then waited for, so that two sweeps on one store share the
     work and both end with all of it.
@@ -145,13 +188,14 @@ class InProcess:
             yield self._wait(job)
 
     def _wait(self, job: Job) -> Outcome:
-        outcome = self._execute(job)
+        outcome = failed_elsewhere(job) or self._execute(job)
         if outcome.status == "busy":
             self.report.say(f"waiting for another process that is training {job.directory}")
         while outcome.status == "busy":
             time.sleep(POLL_SECONDS)
-            outcome = self._execute(job)
+            outcome = failed_elsewhere(job) or self._execute(job)
         return outcome
 
     def _execute(self, job: Job) -> Outcome:
-        return execute(job, self.dataset, self.machine, self.report, self.command)
+        with Call(job, self.dataset.spec).made(team_of(self.machine.device)):
+            return execute(job, self.dataset, self.machine, self.report, self.command)

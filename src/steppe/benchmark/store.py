@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from contextlib import suppress
@@ -89,6 +90,15 @@ def record_failure(directory: Path, error: Exception, command: str) -> Path:
     }
     write_json(path, content)
     return path
+
+
+def recorded_error(directory: Path) -> str:
+    """What the ``failure.json`` of a run says went wrong."""
+    path = directory / FAILURE
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"see {path}"
 
 
 def forget_failure(directory: Path) -> None:

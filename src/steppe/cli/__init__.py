@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from steppe.errors import SteppeError
+from steppe.training.team import disband, is_agreed, launched, leads
 
 WRONG_INPUT = 2
 BY_SIGNAL = 128
@@ -22,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return the exit status; ``SystemExit`` for help and for options that do not parse."""
-    command = shlex.join(["steppe", *arguments])
+    together = launched() > 1
+    launch = ["torchrun", "--nproc-per-node", str(launched()), "-m"] if together else []
+    command = shlex.join([*launch, "steppe", *arguments])
     try:
         if arguments == ["--version"]:
             from steppe import __version__
@@ -33,16 +36,18 @@ def run(arguments: list[str]) -> int:
 
         status = parse(arguments).run(command)
         sys.stdout.flush()
+        if together:
+            disband()
         return status
     except BrokenPipeError:
         # Whoever read the output (head, a pager) has seen enough; Python must not complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BY_SIGNAL + signal.SIGPIPE
     except SteppeError as error:
-        _complain(f"error: {error}")
+        _complain(f"error: {error}", error)
         return WRONG_INPUT
     except KeyboardInterrupt as error:
-        _complain(f"stopped; the same command continues where this one left off:\n  {command}")
+        _complain(f"stopped; the same command continues where this one left off:\n  {command}", error)
         return BY_SIGNAL + int(getattr(error, "signum", signal.SIGINT))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("steppe"):
@@ -51,5 +56,9 @@ def run(arguments: list[str]) -> int:
         return WRONG_INPUT
 
 
-def _complain(message: str) -> None:
-    print(message, file=sys.stderr)
+def _complain(message: str, error: BaseException | None = None) -> None:
+    """Of processes that were launched together the first one says what concerns them all."""
+    if leads():
+        print(message, file=sys.stderr)
+    elif error is None or not is_agreed(error):
+        print(f"process {os.environ['RANK']}: {message}", file=sys.stderr)

@@ -62,6 +62,8 @@ class Train:
     """A known name (steppe data list) or a folder <domain>/<class>/<pictures>."""
     held_out: str
     """The domain that is not trained on."""
+    validation_domain: Annotated[str | None, unset("none")] = None
+    """A second domain that is not trained on, as in leave-one-domain-out cross-validation."""
     algorithm: str = "erm"
     """A word or a sum of words, such as coral+disam+sagm."""
     seed: int = 0

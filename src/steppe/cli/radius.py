@@ -10,12 +10,16 @@ from steppe.benchmark.radii import LargestRadius, Trial
 from steppe.benchmark.store import Store
 from steppe.cli.commands import open_checked, require_backbone
 from steppe.cli.report_commands import Radius
+from steppe.errors import SteppeError
 from steppe.training.progress import Display, plain_console
 from steppe.training.recipes import parse
+from steppe.training.team import launched
 
 
 def run_radius(options: Radius, command: str) -> int:
     """Search for one algorithm after the other; print a table."""
+    if launched() > 1:
+        raise SteppeError("steppe radius runs in one process: start it without torchrun")
     names = list(dict.fromkeys(parse(algorithm).name for algorithm in options.algorithms))
     require_backbone(options.settings)
     dataset = open_checked(options.dataset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from steppe.benchmark.selection import selection
 from steppe.benchmark.shared_disk import local_locks
 from steppe.benchmark.store import FAILURE, Status, Store, forget_failure, record_failure, status
 from steppe.benchmark.sweep import Request, Sweep
+from steppe.benchmark.together import Ending, follow, leading
 from steppe.cli.commands import Bench, Demo, Train
 from steppe.cli.only import limited, parse_only
 from steppe.data import DomainDataset, open_dataset
@@ -31,6 +33,7 @@ from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine
 from steppe.training.progress import Display, plain_console
 from steppe.training.recipes import parse
+from steppe.training.team import team_of
 from steppe.training.trainer import Trainer
 
 SOME_FAILED = 1
@@ -92,25 +95,31 @@ def run_train(options: Train, dataset: DomainDataset, command: str) -> int:
         held_out=options.held_out,
         algorithm=options.algorithm,
         seed=options.seed,
+        validation_domain=options.validation_domain,
         **fields,
     )
     for note in config.notes:
         console.print(f"note: {note}", soft_wrap=True)
     (job,) = jobs(Store(options.out), dataset, [config])
+    team = team_of(options.machine.device)
     try:
         with Display(console) as display:
             trainer = Trainer(
                 config, out=job.directory, dataset=dataset, machine=options.machine, report=display, command=command
             )
-            forget_failure(job.directory)
+            if team.main:
+                forget_failure(job.directory)
             result = trainer.fit()
     except NonFiniteLossError as error:
-        record_failure(job.directory, error, command)
-        print(f"error: {error}", file=sys.stderr)
+        if team.main:
+            record_failure(job.directory, error, command)
+            print(f"error: {error}", file=sys.stderr)
         return SOME_FAILED
     except SteppeError:
         raise
     except Exception as error:
+        if not team.alone:  # one process is lost, which the run is not to blame for
+            raise
         record_failure(job.directory, error, command)
         raise
     content = result.content
@@ -125,6 +134,10 @@ def run_train(options: Train, dataset: DomainDataset, command: str) -> int:
         )
     )
     console.print(f"  held out, {content['held_out']}: {100 * result.held_out_accuracy:.1f} %")
+    if options.validation_domain is not None:
+        chosen = next(row for row in content["checkpoints"] if row["step"] == content["selected_step"])
+        also = chosen["cross_validation_accuracy"][options.validation_domain]
+        console.print(f"  held out too, {options.validation_domain}: {100 * also:.1f} %")
     console.print(f"  in domain: {100 * result.in_domain_accuracy:.1f} %")
     console.print(f"  {result.path}", soft_wrap=True)
     return 0
@@ -139,8 +152,23 @@ def _sweep(
     only: Mapping[str, Sequence[str]] = MappingProxyType({}),
     execution: Execution | None = None,
 ) -> int:
+    team = team_of(machine.device)
+    if not team.main:
+        return follow(team, {dataset.spec: dataset for dataset in datasets}, machine, request.command)
+    with nullcontext(Ending()) if team.alone else leading(team) as ending:
+        ending.status = _walk(datasets, request, machine, Store(out), only, execution or Execution())
+    return ending.status
+
+
+def _walk(
+    datasets: Sequence[DomainDataset],
+    request: Request,
+    machine: Machine,
+    store: Store,
+    only: Mapping[str, Sequence[str]],
+    execution: Execution,
+) -> int:
     console = plain_console()
-    store = Store(out)
     parts = _parts(datasets, request, only)
     sweeps = [
         Sweep(store, dataset, part, say=lambda line: console.print(line, soft_wrap=True)) for dataset, part in parts
@@ -151,7 +179,7 @@ def _sweep(
     directories: set[Path] = set()
     failed = False
     for sweep in sweeps:
-        failed |= _run(sweep, machine, execution or Execution(), console, directories)
+        failed |= _run(sweep, machine, execution, console, directories)
     failed |= not _show(console, store, sweeps, directories)
     return SOME_FAILED if failed else 0
 

@@ -29,7 +29,8 @@ from steppe.data.augmentation import BRIGHTNESS, CONTRAST, HUE, Drawn, TrainTran
 from steppe.data.decoded_files import Pixels
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.loader import Batch, Batches, balanced_order, pixels_of
-from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
+from steppe.data.sampling import one_thread, undisturbed_randomness
+from steppe.data.slots import Part, Slots
 
 LARGEST = 2048 * 2048
 """Pixels of a part that is sent as it is; of a larger one, its resized version (Pillow's)."""
@@ -38,7 +39,8 @@ PORTION_BYTES = 2**28
 
 
 class RawBatch(NamedTuple):
-    """A batch before its augmentation, on the host; B pictures, domain by domain."""
+    """A batch before its augmentation, on the host; B pictures, domain by domain. A part of one has the labels and
+    domains of the whole batch."""
 
     parts: Tensor  # uint8 [n], part after part, each [H, W, 3]
     sizes: Tensor  # int64 [B, 2], H and W of each part
@@ -60,6 +62,7 @@ def raw_loader(
     seed: int,
     transform: TrainTransform,
     workers: int = 0,
+    part: Part = Part(),  # noqa: B008 - immutable
 ) -> Batches[RawBatch]:
     """As :func:`~steppe.data.loader.balanced_loader`, with what has been drawn beside the pictures and not done yet.
 
@@ -67,7 +70,7 @@ def raw_loader(
         SteppeError: as there.
     """
     order = balanced_order(dataset, train, batch_per_domain=batch_per_domain, start=start, stop=stop, seed=seed)
-    return Batches(_Raw(dataset, order, tuple(train), transform), range(start, stop), workers)
+    return Batches(_Raw(dataset, Slots(dataset, order, tuple(train), part), transform), range(start, stop), workers)
 
 
 class DeviceAugmentation:
@@ -195,26 +198,21 @@ def _portions(sizes: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
 
 
 class _Raw:
-    def __init__(
-        self, dataset: DomainDataset, order: BalancedOrder, domains: tuple[str, ...], transform: TrainTransform
-    ) -> None:
+    def __init__(self, dataset: DomainDataset, slots: Slots, transform: TrainTransform) -> None:
         self._dataset = dataset
-        self._order = order
+        self._slots = slots
         self._transform = transform
-        self._labels = {domain: dataset.labels(domain) for domain in domains}
-        self._numbers = torch.arange(len(domains)).repeat_interleave(order.per_domain)
-        self._randomness = SlotRandomness(order.seed)
 
     def __call__(self, step: int) -> RawBatch:
-        slots = self._order.pictures(step)
         drawn: list[Drawn] = []
         parts = []
         with one_thread(), undisturbed_randomness():
-            for slot, (domain, index) in enumerate(slots):
-                self._randomness.begin(step, slot)
+            for slot, domain, index in self._slots.own(step):
+                self._slots.begin(step, slot)
                 pixels = np.asarray(pixels_of(self._dataset, domain, index))
                 drawn.append(self._transform.draw(*pixels.shape[:2]))
                 parts.append(self._part(pixels, drawn[-1]))
+        y, domains = self._slots.labels(step)
         return RawBatch(
             parts=torch.from_numpy(np.concatenate([part.ravel() for part in parts])),
             sizes=torch.tensor([part.shape[:2] for part in parts]),
@@ -222,8 +220,8 @@ class _Raw:
             order=torch.tensor([each.order for each in drawn]),
             factors=torch.tensor([each.factors for each in drawn]),
             grey=torch.tensor([each.grey for each in drawn]),
-            y=torch.tensor([self._labels[domain][index] for domain, index in slots]),
-            domain=self._numbers.clone(),
+            y=y,
+            domain=domains,
         )
 
     def _part(self, pixels: Pixels, drawn: Drawn) -> Pixels:

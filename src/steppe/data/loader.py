@@ -22,6 +22,7 @@ from steppe.data.decoded import DecodedPictures
 from steppe.data.decoded_files import Pixels
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.sampling import BalancedOrder, SlotRandomness, one_thread, undisturbed_randomness
+from steppe.data.slots import Part, Slot, Slots
 from steppe.data.tensors import TensorDomains
 from steppe.data.transforms import TensorTransform, Transform
 from steppe.errors import SteppeError
@@ -30,7 +31,10 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """A training batch; slots go domain by domain, in the order of the source domains."""
+    """A training batch; slots go domain by domain, in the order of the source domains.
+
+    A part of one has fewer rows ``x``, but the labels and domains of the whole batch.
+    """
 
     x: Tensor  # float32 [B, C, S, S], C = 3 for pictures
     y: Tensor  # int64 [B]
@@ -86,6 +90,7 @@ def balanced_loader(
     seed: int,
     transform: Transform | TensorTransform | None = None,
     workers: int = 0,
+    part: Part = Part(),  # noqa: B008 - immutable
 ) -> Batches[Batch]:
     """The training batches of steps ``start`` to ``stop - 1``, each with ``batch_per_domain`` pictures of every
     domain.
@@ -100,6 +105,7 @@ def balanced_loader(
         train: source domain → indices of its training pictures; the order of the domains gives ``Batch.domain``.
         transform: picture → float32 [3, S, S]; with workers it must be picklable on platforms that do not fork. For a
             TensorDomains batch → batch, by default none.
+        part: which slots' pictures are made; their pixels are those of the whole batch.
 
     Raises:
         SteppeError: no domain, an unknown one or one without pictures, numbers that make no sense, no transform for
@@ -108,12 +114,12 @@ def balanced_loader(
     order = balanced_order(dataset, train, batch_per_domain=batch_per_domain, start=start, stop=stop, seed=seed)
     make: Callable[[int], Batch]
     if isinstance(dataset, TensorDomains):
-        make = _TrainingTensors(dataset, order, tuple(train), _of_tensors(transform))
+        make = _TrainingTensors(dataset, order, tuple(train), _of_tensors(transform), part)
         workers = min(workers, 0)  # taking a batch out of memory is quicker than getting it from another process
     else:
         if isinstance(transform, TrainTransform):
             hue.prepare((stop - start) * len(train) * batch_per_domain * transform.size**2)
-        make = _TrainingBatch(dataset, order, tuple(train), _of_pictures(transform))
+        make = _TrainingBatch(dataset, Slots(dataset, order, tuple(train), part), _of_pictures(transform))
     return Batches(make, range(start, stop), workers)
 
 
@@ -165,36 +171,30 @@ def evaluation_loader(
 
 
 class _TrainingBatch:
-    def __init__(
-        self, dataset: DomainDataset, order: BalancedOrder, domains: tuple[str, ...], transform: Transform
-    ) -> None:
+    def __init__(self, dataset: DomainDataset, slots: Slots, transform: Transform) -> None:
         self._dataset = dataset
-        self._order = order
+        self._slots = slots
         self._transform = transform
-        self._labels = {domain: dataset.labels(domain) for domain in domains}
-        self._numbers = torch.arange(len(domains)).repeat_interleave(order.per_domain)
-        self._randomness = SlotRandomness(order.seed)
 
     def __call__(self, step: int) -> Batch:
-        pictures = self._order.pictures(step)
+        own = self._slots.own(step)
         with one_thread(), undisturbed_randomness():
             if isinstance(self._transform, TrainTransform):
-                x = self._written(step, pictures, self._transform)
+                x = self._written(step, own, self._transform)
             else:
-                x = default_collate([self._input(step, slot, *place) for slot, place in enumerate(pictures)])
-        labels = [self._labels[domain][index] for domain, index in pictures]
-        return Batch(x, torch.tensor(labels), self._numbers.clone())
+                x = default_collate([self._input(step, *slot) for slot in own])
+        return Batch(x, *self._slots.labels(step))
 
     def _input(self, step: int, slot: int, domain: str, index: int) -> Tensor:
-        self._randomness.begin(step, slot)
+        self._slots.begin(step, slot)
         return self._transform(self._dataset.image(domain, index))
 
-    def _written(self, step: int, pictures: Sequence[tuple[str, int]], transform: TrainTransform) -> Tensor:
+    def _written(self, step: int, own: Sequence[Slot], transform: TrainTransform) -> Tensor:
         """The same without a copy of what has been made."""
-        x = _batch_memory(len(pictures), 3, transform.size, transform.size)
-        for slot, (domain, index) in enumerate(pictures):
-            self._randomness.begin(step, slot)
-            transform.write(pixels_of(self._dataset, domain, index), x[slot])
+        x = _batch_memory(len(own), 3, transform.size, transform.size)
+        for row, (slot, domain, index) in enumerate(own):
+            self._slots.begin(step, slot)
+            transform.write(pixels_of(self._dataset, domain, index), x[row])
         return x
 
 
@@ -218,8 +218,14 @@ class _EvaluationBatch:
 
 class _TrainingTensors:
     def __init__(
-        self, dataset: TensorDomains, order: BalancedOrder, domains: tuple[str, ...], transform: TensorTransform
+        self,
+        dataset: TensorDomains,
+        order: BalancedOrder,
+        domains: tuple[str, ...],
+        transform: TensorTransform,
+        part: Part,
     ) -> None:
+        self._part = part
         self._dataset = dataset
         self._order = order
         self._transform = transform
@@ -231,7 +237,9 @@ class _TrainingTensors:
             self._randomness.begin(step, 0)
             parts = [self._dataset.tensors(domain, indices) for domain, indices in self._order.indices(step).items()]
             x, y = (torch.cat(column) for column in zip(*parts, strict=True))
-            return Batch(self._transform(x), y, self._numbers.clone())
+            # The transform may draw for the whole batch at once.
+            x = self._transform(x)[self._part.rank :: self._part.size]
+            return Batch(x, y, self._numbers.clone())
 
 
 class _EvaluationTensors:

@@ -102,6 +102,8 @@ class TrustPenalty(Penalty):
         self._memory = Memory()
         self._random: RandomState | None = None
         self._seed: int | None = None  # of the step under way; None until its first call
+        self.joined: Callable[[Tensor], Tensor] | None = None
+        """Gathers a reference's rows, where processes hold parts of a batch and ``logits`` are those of all."""
         self.attach(model)
 
     def attach(self, model: nn.Module) -> None:
@@ -135,6 +137,8 @@ class TrustPenalty(Penalty):
         reference = self._ask(inputs)
         if reference is None:  # it is the current model: 0, with gradient 0
             return widened(logits[..., :0]).sum()
+        if self.joined is not None:
+            reference = self.joined(reference)
         current, reference = (tensor.movedim(self.class_dim, -1) for tensor in (logits, reference))
         with torch.autocast(logits.device.type, enabled=False):
             counts = None if mask is None else mask.to(current.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steppe.errors import SteppeError
+from steppe.shards import local
 from steppe.training.files import write_atomically
 
 VERSION = 3
@@ -106,20 +107,24 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def all_finite(state: Any) -> bool:
-    """Whether no floating-point tensor in nested containers holds NaN or infinity; one synchronisation a device."""
+    """Whether no floating-point tensor in nested containers holds NaN or infinity; one synchronisation a device.
+
+    Of divided tensors this process looks at its own part.
+    """
     checks: dict[torch.device, list[Tensor]] = {}
-    for tensor in _tensors(state):
+    for tensor in map(local, tensors_in(state)):
         if tensor.is_floating_point() and tensor.numel():
             checks.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
     return all(bool(torch.stack(found).all()) for found in checks.values())
 
 
-def _tensors(state: Any) -> Iterator[Tensor]:
+def tensors_in(state: Any) -> Iterator[Tensor]:
+    """The tensors in nested containers, in their order."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, Mapping):
         for value in state.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(state, (list, tuple)):
         for value in state:
-            yield from _tensors(value)
+            yield from tensors_in(value)

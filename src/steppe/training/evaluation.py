@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steppe.data.splits import Splits
 from steppe.tasks.classification import Predictions, predict
+from steppe.training.team import Team
 
 Loader = Callable[[str, NDArray[np.int64]], Iterable[Sequence[Tensor]]]
 
@@ -78,7 +79,15 @@ class Evaluation:
         )
 
 
-def evaluate(model: nn.Module, splits: Splits, loader: Loader, *, device: torch.device) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    splits: Splits,
+    loader: Loader,
+    *,
+    device: torch.device,
+    team: Team | None = None,
+    batch: int = 1,
+) -> Evaluation:
     """Measure ``model`` on all splits of all domains; a picture that is in several splits is looked at once.
 
     Args:
@@ -86,12 +95,17 @@ def evaluate(model: nn.Module, splits: Splits, loader: Loader, *, device: torch.
         splits: which pictures there are.
         loader: domain and indices -> batches of pictures and labels, in that order.
         device: where the model is.
+        team: processes that each look at a part of the pictures, and then all have the whole.
+        batch: the loader's batch size, so that a part consists of whole batches.
+
+    Raises:
+        BaseException: what a process's part raised, in all of them.
     """
     indices = {
         domain: np.unique(np.concatenate([np.asarray(part) for part in parts.values()])).astype(np.int64)
         for domain, parts in splits.evaluation.items()
     }
-    predictions = predict(model, {domain: loader(domain, rows) for domain, rows in indices.items()}, device=device)
+    predictions = _predicted(model, indices, loader, device, team or Team(), batch)
     accuracy: dict[str, dict[str, float]] = {}
     loss: dict[str, dict[str, float]] = {}
     for domain, parts in splits.evaluation.items():
@@ -109,3 +123,37 @@ def evaluate(model: nn.Module, splits: Splits, loader: Loader, *, device: torch.
         validation_accuracy=float(np.mean([found.accuracy(where) for found, where in measured])),
         validation_loss=float(np.mean([found.mean_loss(where) for found, where in measured])),
     )
+
+
+def _predicted(
+    model: nn.Module,
+    indices: Mapping[str, NDArray[np.int64]],
+    loader: Loader,
+    device: torch.device,
+    team: Team,
+    batch: int,
+) -> dict[str, Predictions]:
+    if team.alone:
+        return predict(model, {domain: loader(domain, rows) for domain, rows in indices.items()}, device=device)
+    # Batch b is process b mod R's: the same batches as in one process, whose losses have the same last bits.
+    owners = {domain: np.arange(len(rows)) // batch % team.size for domain, rows in indices.items()}
+
+    def part() -> dict[str, Predictions]:
+        own = {domain: rows[owners[domain] == team.rank] for domain, rows in indices.items()}
+        loaders = {domain: loader(domain, rows) for domain, rows in own.items() if len(rows)}
+        return predict(model, loaders, device=device) if loaders else {}
+
+    found = team.together(part)
+    return {domain: _merged(owners[domain], [each.get(domain) for each in found]) for domain in indices}
+
+
+def _merged(owners: NDArray[np.int64], parts: Sequence[Predictions | None]) -> Predictions:
+    """The rows of all parts, row i out of part ``owners[i]``."""
+    columns: dict[str, Any] = {}
+    for name in ("label", "predicted", "confidence", "loss"):
+        own = {rank: getattr(part, name) for rank, part in enumerate(parts) if part is not None}
+        column = np.empty(len(owners), dtype=next(iter(own.values())).dtype)
+        for rank, values in own.items():
+            column[owners == rank] = values
+        columns[name] = column
+    return Predictions(**columns)

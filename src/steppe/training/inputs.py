@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from steppe.data.decoded_places import CacheOptions
 from steppe.data.device_augmentation import DeviceAugmentation, raw_loader
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.loader import Batch, balanced_loader, evaluation_loader
+from steppe.data.slots import Part
 from steppe.data.tensors import TensorDomains
 from steppe.data.transforms import TensorTransform, Transform, eval_transform, tensor_transform, train_transform
 from steppe.errors import SteppeError
@@ -58,11 +60,19 @@ class Inputs:
         here = self.augmentation[-1]
         self.augmentation = [*augmentation, *([] if here in augmentation[-1:] else [here])]
 
-    def training(self, train: Mapping[str, Indices], model: Classifier, start: int, stop: int) -> Iterable[Batch]:
+    def training(
+        self,
+        train: Mapping[str, Indices],
+        model: Classifier,
+        start: int,
+        stop: int,
+        part: Part = Part(),  # noqa: B008 - immutable
+    ) -> Iterable[Batch]:
         """The batches of steps ``start`` to ``stop - 1``; see :func:`~steppe.data.loader.balanced_loader`."""
         size = self._config.image_size
         common = {"batch_per_domain": self._config.batch_per_domain, "start": start, "stop": stop}
-        numbers = {**common, "seed": self._config.seed, "workers": self._machine.loader_workers(self._device)}
+        workers = self._machine.loader_workers(self._device)
+        numbers: dict[str, Any] = {**common, "seed": self._config.seed, "workers": workers, "part": part}
         if self._on_device:
             drawing = train_transform(size, model.mean, model.std)
             finish = DeviceAugmentation(size, model.mean, model.std, self._device)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
+from steppe.training.team import Team, agreed
+
 T = TypeVar("T")
 
 _ending = threading.Event()
@@ -36,11 +38,14 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """While active, the first SIGINT or SIGTERM is only noted; a second one stops at once.
 
+    Not where it is ``patient``: a launcher of several processes repeats what the terminal has told them already.
+
     Python allows signal handlers in the main thread only; elsewhere this does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.signum: int | None = None
+        self._patient = patient
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -75,11 +80,22 @@ class Interruption:
             self.check()
             yield item
 
+    def check_together(self, team: Team) -> None:
+        """The same for all processes of a run: each raises where any has been asked. Every process must call this."""
+        if team.alone:
+            self.check()
+        elif signum := self.agreed(team):
+            raise agreed(Interrupted(signum))
+
+    def agreed(self, team: Team) -> int:
+        """The signal that asked some process, or 0. Every process must call this."""
+        return team.largest(int(self._cause) if self.requested else 0)
+
     @property
     def _cause(self) -> int:
         return signal.SIGTERM if self.signum is None else self.signum
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
+        if self.signum is not None and not self._patient:
             raise Interrupted(signum)
         self.signum = signum

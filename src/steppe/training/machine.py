@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 DEVICES, CACHE, AUGMENT = ("auto", "cpu", "cuda"), ("auto", "on", "off"), ("auto", "host", "device")
+PARALLEL = ("ddp", "fsdp2")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 
 
@@ -50,6 +51,8 @@ class Machine:
     augment: Literal["auto", "host", "device"] = "auto"
     """Where training pictures are augmented: host, 8 bits, as DomainBed does; device, float32; auto, on a GPU if there
     is one."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """How processes that torchrun has started share a run's weights: ddp, each has all; fsdp2, each a part."""
 
     def __post_init__(self) -> None:
         if self.sharpness is not None and self.sharpness < 2:
@@ -64,7 +67,7 @@ class Machine:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise SteppeError(f"{name} must be at least 0, got {value}")
-        for name, known in (("device", DEVICES), ("cache", CACHE), ("augment", AUGMENT)):
+        for name, known in (("device", DEVICES), ("cache", CACHE), ("augment", AUGMENT), ("parallel", PARALLEL)):
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)
 
@@ -72,7 +75,8 @@ class Machine:
         """The number of loading processes beside this device."""
         if self.workers is not None:
             return self.workers
-        return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this machine that train together
+        return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) // beside))
 
     def augments_on(self, device: torch.device) -> Literal["host", "device"]:
         """Where the training pictures of a run on this device are augmented."""
@@ -99,6 +103,8 @@ def accelerator(machine: Machine, precision: str) -> Accelerator:
     if PartialState._shared_state.get("num_processes", 1) == 1:
         # accelerate keeps device and precision of a process's first Accelerator for good; a sweep may change both.
         AcceleratorState._reset_state(reset_partial_state=True)
+    else:
+        AcceleratorState._reset_state()
     return Accelerator(cpu=cpu, mixed_precision=precision)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.optim import Optimizer
 from steppe.averaging import Average, Lookahead
 from steppe.penalties import Mixup, Penalty, TrustPenalty
 from steppe.sharpness import SharpnessAware
+
+if TYPE_CHECKING:
+    from steppe.training.joining import Joint
 
 
 class Method:
@@ -76,6 +80,11 @@ class Method:
         """
         for penalty in self._trusting:
             penalty.remember_randomness()
+
+    def join(self, joint: Joint) -> None:
+        """The coming :meth:`loss` is given ``logits`` of all processes' rows, and ``inputs`` that are this one's."""
+        for penalty in self._trusting:
+            penalty.joined = partial(joint.gather, differentiable=False)
 
     @property
     def _trusting(self) -> list[TrustPenalty]:

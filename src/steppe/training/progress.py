@@ -17,9 +17,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from steppe.training.team import leads
+
 
 def plain_console() -> Console:
     """The console of every command: names and paths appear as they are, whatever brackets and colons they hold."""
+    if not leads():  # of processes that were launched together one talks
+        return Console(quiet=True, force_terminal=False)
     return Console(markup=False, highlight=False, emoji=False)
 
 

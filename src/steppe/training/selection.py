@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steppe.averaging import reestimate_batch_norm
 from steppe.training.evaluation import Evaluation
 from steppe.training.method import Method
+from steppe.training.sharding import whole_state
 
 
 @dataclass
@@ -109,6 +110,8 @@ def settle(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         averaged = method.averaged()
+    if averaged is not None:  # of the model as it is called, which several processes wrap or divide
+        averaged = {name.removeprefix("module."): tensor for name, tensor in whole_state(averaged).items()}
     for warning in caught:
         say(f"warning: {warning.message}")
     if averaged is None and batches is None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,26 +21,28 @@ from torch import Tensor
 
 from steppe.data import DomainDataset, open_dataset
 from steppe.data.loader import Batch
+from steppe.data.slots import Part
 from steppe.data.splits import make_splits
 from steppe.errors import SteppeError
-from steppe.models import check_backbone
-from steppe.training.checkpoints import CorruptCheckpointError, all_finite, load_checkpoint, save_checkpoint
+from steppe.models import Classifier, check_backbone
+from steppe.training.checkpoints import CorruptCheckpointError, all_finite
 from steppe.training.config import RunConfig, config_id, run_name
 from steppe.training.evaluation import Evaluation, evaluate
-from steppe.training.files import STATE, make_directory, remove_leftovers, run_lock, write_json
-from steppe.training.inputs import Inputs, check_inputs, input_channels
+from steppe.training.inputs import EVALUATION_BATCH, Inputs, check_inputs, input_channels
 from steppe.training.interruption import Interruption
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
-from steppe.training.metrics import MetricsLog
 from steppe.training.outputs import checkpoint, measures, write_predictions, write_result, write_weights
 from steppe.training.progress import Report, Silent
-from steppe.training.pruning import Pruned, forget_pruned, record_pruned
-from steppe.training.results import RESULT, DamagedResultError, Result, read_result, set_aside
+from steppe.training.pruning import Pruned
+from steppe.training.results import RESULT, Result, read_result
+from steppe.training.run_files import RunFiles
 from steppe.training.selection import Settled, settle
 from steppe.training.session import Session
+from steppe.training.sharding import check_parallel
 from steppe.training.sharpness import held_out_sharpness
 from steppe.training.stopwatch import Stopwatch
+from steppe.training.team import agreed, team_of
 
 
 class Trainer:
@@ -55,6 +58,9 @@ class Trainer:
         config = RunConfig(dataset="emoji", held_out="line", algorithm="disam", image_size=64, steps=200)
         result = steppe.Trainer(config, out="runs/mine").fit()
         print(result.held_out_accuracy)
+
+    In processes that ``torchrun`` or ``accelerate launch`` has started together, all of which call this, they train one
+    run: its numbers are those of one process, within rounding. The first process alone writes and reports.
 
     Args:
         config: what is trained.
@@ -86,7 +92,9 @@ class Trainer:
         self.config = config
         self.out = Path(out)
         self.machine = machine or Machine()
-        self.report = report or Silent()
+        self.team = team_of(self.machine.device)
+        check_parallel(self.machine, self.team, config)
+        self.report = (report if self.team.main else None) or Silent()
         self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         self.evaluated = evaluated
         if dataset is None:
@@ -105,6 +113,7 @@ class Trainer:
             dataset=dataset.name, fingerprint=dataset.fingerprint(), split=self.splits.protocol
         )
         self.id = config_id(self.canonical)
+        self._files = RunFiles(self.out, self.id, self.canonical, self.report)
         self._saved_step: int | None = None
 
     def fit(self) -> Result:
@@ -123,27 +132,26 @@ class Trainer:
             Interrupted: a signal asked to stop; a checkpoint was written (unless in the middle of an evaluation, where
                 the one before it stays).
         """
-        with run_lock(make_directory(self.out)):
-            finished = self._finished()
-            self._check_same_run()
+        team = self.team
+        with ExitStack() as held:
+            finished = team.on_main(lambda: self._files.take(held))
             if finished is not None:
-                self._state_path.unlink(missing_ok=True)
                 return finished
-            remove_leftovers(self.out)
             engine = accelerator(self.machine, self.config.precision)
             self._inputs = Inputs(self.dataset, self.config, self.machine, engine.device, self.report)
-            with Interruption() as interruption, reproducible(self.machine, engine.device):
+            with Interruption(patient=not team.alone) as interruption, reproducible(self.machine, engine.device):
                 session, length = self._begin(engine)
-                forget_pruned(self.out)
-                write_json(self.out / "config.json", self.canonical)
                 self.report.begin(run_name(self.config), step=session.step, total=self.config.steps)
-                with MetricsLog(self.out / "metrics.jsonl", length) as metrics:
-                    self._train(session, metrics, interruption)
-                return self._finish(session, self._settle(session, interruption))
+                with ExitStack() as opened:
+                    team.on_main(lambda: self._files.open(opened, length))
+                    self._train(session, interruption)
+                settled = self._settle(session, interruption)
+                return team.on_main(lambda: self._finish(session, settled))
 
     # --- the loop ---
 
-    def _train(self, session: Session, metrics: MetricsLog, interruption: Interruption) -> None:
+    def _train(self, session: Session, interruption: Interruption) -> None:
+        team = self.team
         config, every = self.config, self.machine.checkpoint_every
         loss = math.nan
         watch = Stopwatch()
@@ -152,63 +160,71 @@ class Trainer:
             step = session.step
             evaluates = step % config.eval_every == 0 or step == config.steps
             logs = evaluates or step % config.log_every == 0
-            saves = evaluates or interruption.requested or (every is not None and step % every == 0)
+            asked = bool(interruption.agreed(team))
+            saves = evaluates or asked or (every is not None and step % every == 0)
             if logs or saves:
                 # Waits for the device, so that the time below is true.
-                session.losses.check(step, kept=self._kept, advice=session.advice)
+                team.together(partial(session.losses.check, step, kept=self._kept, advice=session.advice))
             session.losses.seconds += watch.lap()
             if logs:
                 line = session.losses.drain()
                 loss = line["loss"]
                 session.step_seconds.append(line["seconds"])
-                metrics.write({"kind": "train", "step": step, **line})
+                self._write({"kind": "train", "step": step, **line})
                 if warning := session.divergence(loss):
                     self.report.say(f"warning: {warning}")
             self.report.advance(step, loss)
             if saves:
                 self._check_weights(session)
             if evaluates:
-                with session.method.settled():
-                    evaluation = self._evaluate(session, interruption)
+                with session.method.settled(), session.whole() as model:
+                    evaluation = self._evaluate(session, model, interruption)
                     if session.method.average is None:
-                        session.selection.consider(step, evaluation, session.model)
-                    sharpness = held_out_sharpness(
-                        session.model, self.dataset, self.splits, size=config.image_size, batches=self.machine.sharpness
+                        session.selection.consider(step, evaluation, model)
+                    sharpness = team.on_main(
+                        partial(
+                            held_out_sharpness,
+                            model,
+                            self.dataset,
+                            self.splits,
+                            size=config.image_size,
+                            batches=self.machine.sharpness,
+                        )
                     )
                 session.method.evaluated(evaluation.validation_loss)
                 session.checkpoints.append(checkpoint(step, self.splits, evaluation))
                 measured = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, **sharpness}
-                metrics.write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
+                self._write({"kind": "eval", "step": step, **measured, "seconds": watch.split()})
                 self.report.evaluated(step, evaluation.validation_accuracy, loss, session.step_seconds[-1])
                 # Asked before the checkpoint is written, so that a run killed in between asks again.
                 if self._is_stopped(step, evaluation) and step < config.steps:
                     self._prune(session)
             if saves:
                 session.seconds += watch.total()
-                self._save(session, metrics)
-                interruption.check()
+                self._save(session)
+                interruption.check_together(team)
             watch.lap()
         session.seconds += watch.total()
 
     def _is_stopped(self, step: int, evaluation: Evaluation) -> bool:
-        return self.evaluated is not None and self.evaluated(step, evaluation.validation_accuracy)
+        asked = self.evaluated
+        return asked is not None and self.team.on_main(lambda: asked(step, evaluation.validation_accuracy))
 
     def _prune(self, session: Session) -> NoReturn:
         seen = [(int(row["step"]), float(row["validation_accuracy"])) for row in session.checkpoints]
-        record_pruned(self.out, seen, steps=self.config.steps, command=self.command)
-        self._state_path.unlink(missing_ok=True)
-        raise Pruned(self.out, session.step, self.config.steps)
+
+        self.team.on_main(lambda: self._files.prune(seen, steps=self.config.steps, command=self.command))
+        raise agreed(Pruned(self.out, session.step, self.config.steps))
 
     def _batches(self, session: Session, start: int, stop: int) -> Iterable[Batch]:
-        return self._inputs.training(self.splits.train, session.model, start, stop)
+        part = Part(self.team.rank, self.team.size)
+        return self._inputs.training(self.splits.train, session.model, start, stop, part)
 
-    def _evaluate(self, session: Session, interruption: Interruption) -> Evaluation:
-        model = session.model
-
+    def _evaluate(self, session: Session, model: Classifier, interruption: Interruption) -> Evaluation:
         def loader(domain: str, indices: NDArray[np.int64]) -> Iterable[tuple[Tensor, Tensor]]:
             return interruption.watch(self._inputs.evaluation(domain, indices, model))
 
-        evaluation = evaluate(model, self.splits, loader, device=session.device)
+        evaluation = evaluate(model, self.splits, loader, device=session.device, team=self.team, batch=EVALUATION_BATCH)
         broken = tuple(
             domain for domain, losses in evaluation.loss.items() if not all(map(math.isfinite, losses.values()))
         )
@@ -218,73 +234,65 @@ class Trainer:
 
     def _settle(self, session: Session, interruption: Interruption) -> Settled:
         wanted = session.batch_norm_batches
-        return settle(
-            session.method,
-            session.selection,
-            session.model,
-            batches=interruption.watch(self._batches(session, 0, wanted)) if wanted else None,
-            evaluate=lambda: self._evaluate(session, interruption),
-            say=self.report.say,
-        )
+        with session.whole() as model:
+            return settle(
+                session.method,
+                session.selection,
+                model,
+                batches=self._whole_batches(session, wanted, interruption) if wanted else None,
+                evaluate=lambda: self._evaluate(session, model, interruption),
+                say=self.report.say,
+            )
+
+    def _whole_batches(self, session: Session, count: int, interruption: Interruption) -> Iterable[Batch]:
+        """For what every process does alike."""
+        batches = self._inputs.training(self.splits.train, session.model, 0, count)
+        return interruption.watch(batches) if self.team.alone else batches
 
     def _check_weights(self, session: Session) -> None:
-        if not all_finite(session.trained_state()):
+        if not all(self.team.together(lambda: all_finite(session.trained_state()))):
             self._stop(session, "weights or optimizer state are not finite", session.losses.domains)
 
     def _stop(self, session: Session, what: str, domains: tuple[str, ...]) -> NoReturn:
         lr = session.last_lr
-        raise NonFiniteLossError(
-            f"{what} after step {session.step}, at learning rate {lr:g}; {self._kept}. {session.advice}",
-            step=session.step,
-            domains=domains,
-            lr=lr,
+        raise agreed(
+            NonFiniteLossError(
+                f"{what} after step {session.step}, at learning rate {lr:g}; {self._kept}. {session.advice}",
+                step=session.step,
+                domains=domains,
+                lr=lr,
+            )
         )
 
     # --- files ---
 
-    @property
-    def _state_path(self) -> Path:
-        return self.out / STATE
+    def _write(self, line: dict[str, Any]) -> None:
+        self.team.on_main(lambda: self._files.write(line))
 
     @property
     def _kept(self) -> str:
         if self._saved_step is None:
             return "no checkpoint had been written yet"
-        return f"the last good checkpoint, of step {self._saved_step}, is kept in {self._state_path}"
-
-    def _finished(self) -> Result | None:
-        try:
-            return read_result(self.out)
-        except DamagedResultError as error:
-            what = str(error).partition(";")[0]
-            self.report.say(f"warning: {what}; it is kept as {set_aside(self.out).name}, and the run is trained again")
-            return None
-
-    def _check_same_run(self) -> None:
-        path = self.out / "config.json"
-        if not path.exists():
-            return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SteppeError(f"cannot read {path} ({error}); delete {self.out} to train the run again") from error
-        if found != self.canonical:
-            names = sorted(found.keys() | self.canonical.keys())
-            differ = ", ".join(name for name in names if found.get(name) != self.canonical.get(name))
-            raise SteppeError(f"{self.out} holds another run (it differs in {differ}): choose another directory")
+        return f"the last good checkpoint, of step {self._saved_step}, is kept in {self._files.state_path}"
 
     def _begin(self, engine: Accelerator) -> tuple[Session, int]:
         """The session to go on with, and how much of the metrics file belongs to it."""
         session = self._new_session(engine)
-        metrics = self.out / "metrics.jsonl"
         try:
-            state = load_checkpoint(self._state_path, run=self.id, metrics=metrics)
+            state = self.team.on_main(self._files.load)
             if state is None:
                 return session, 0
+            if not session.can_load(state):
+                raise agreed(
+                    SteppeError(
+                        f"{self._files.state_path} was written by a run whose weights were not divided: go on with "
+                        "--parallel ddp, or delete it to train the run again"
+                    )
+                )
             try:
                 session.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                raise CorruptCheckpointError(self._state_path, f"{type(error).__name__}: {error}") from error
+                raise CorruptCheckpointError(self._files.state_path, f"{type(error).__name__}: {error}") from error
         except CorruptCheckpointError as error:
             self.report.say(f"warning: {error}; the run starts again from the beginning")
             return self._new_session(engine), 0
@@ -300,12 +308,13 @@ class Trainer:
             classes=len(self.dataset.classes),
             domains=tuple(self.splits.train),
             channels=input_channels(self.dataset, self.config.backbone),
+            team=self.team,
+            parallel=self.machine.parallel,
         )
 
-    def _save(self, session: Session, metrics: MetricsLog) -> None:
-        state = {"id": self.id, "metrics_bytes": metrics.sync(), "augmentation": self._inputs.augmentation}
-        state |= session.state_dict()
-        save_checkpoint(self._state_path, state)
+    def _save(self, session: Session) -> None:
+        state = {"augmentation": self._inputs.augmentation, **session.state_dict()}
+        self.team.on_main(lambda: self._files.save(state))
         self._saved_step = session.step
 
     def _finish(self, session: Session, settled: Settled) -> Result:
@@ -338,10 +347,12 @@ class Trainer:
                 "device": describe(session.device),
                 "augmentation": ", then ".join(self._inputs.augmentation),
                 "threads": torch.get_num_threads(),
+                "processes": self.team.size,
+                **({} if self.team.alone else {"parallel": self.machine.parallel}),
                 "checkpoints": rows,
             },
         )
-        self._state_path.unlink(missing_ok=True)
+        self._files.forget_checkpoint()
         result = read_result(self.out)
         assert result is not None
         return result

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
 from steppe import __version__
-from steppe.benchmark.executor import Outcome
+from steppe.benchmark.executor import Outcome, failed_elsewhere
 from steppe.benchmark.executors.agenda import Agenda, Worker
 from steppe.benchmark.executors.events import Ended, Event, Lost, Ready, Refused, Setup, Stopped, Told
 from steppe.benchmark.protocol import Job
@@ -163,7 +163,11 @@ class Crew(abc.ABC, Generic[W]):
                 case "finished":
                     yield self._outcome(job, Ended("finished"))
                 case _:
-                    agenda.waiting.append(job)
+                    failed = failed_elsewhere(job)
+                    if failed is not None:
+                        yield failed
+                    else:
+                        agenda.waiting.append(job)
 
     def _hand_out(self, agenda: Agenda) -> Iterator[Outcome]:
         while agenda.waiting:

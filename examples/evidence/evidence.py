@@ -82,13 +82,12 @@ def choose(store: Path, held_out: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def main(options: Options) -> None:
     chosen = choose(search(options), options.search_held_out)
-    lines = [
-        f"[{json.dumps(algorithm)}]\n"
-        + "".join(f"{json.dumps(name)} = {json.dumps(value)}\n" for name, value in own.items())
+    tables = [
+        "\n".join([f'["{algorithm}"]', *(f'"{name}" = {json.dumps(value)}' for name, value in own.items())])
         for algorithm, own in chosen.items()
     ]
     path = options.out / "chosen.toml"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     print(f"chosen on validation: {path}")
     algorithms = tomllib.loads(options.settings.read_text(encoding="utf-8"))["algorithms"]
     for algorithm in algorithms:

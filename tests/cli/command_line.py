@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steppe.cli import run
+from steppe.data import open_dataset
 
 SMALL = [
     *("--backbone", "test_resnet", "--no-pretrained", "--image-size", "32", "--batch-per-domain", "3"),
@@ -42,3 +43,15 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str
     assert "Traceback" not in captured.err
     assert captured.err.startswith("error: ")
     return captured.err
+
+
+def write_drawings(root: Path, domains: tuple[str, ...]) -> Path:
+    """Real drawings in a folder: these domains, two classes, eight of each."""
+    emoji = open_dataset("emoji")
+    for domain in domains:
+        for name in ("face", "vehicle"):
+            (root / domain / name).mkdir(parents=True)
+            label = emoji.classes.index(name)
+            for index in [i for i, own in enumerate(emoji.labels(domain)) if own == label][:8]:
+                emoji.image(domain, index).save(root / domain / name / f"{index}.png")
+    return root

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALL, complaint
+from command_line import SMALL, complaint, write_drawings
 from made_up_runs import write_benchmark
 
 from steppe.benchmark.plan import read_plans
@@ -17,7 +17,6 @@ from steppe.cli import run
 from steppe.cli.commands import Bench
 from steppe.cli.only import limited, parse_only
 from steppe.cli.parse import parse
-from steppe.data import open_dataset
 from steppe.errors import SteppeError
 from steppe.training.session import Session
 
@@ -27,15 +26,7 @@ TINY = [*SMALL, "--steps", "2", "--eval-every", "1"]
 @pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real drawings in a folder: three domains, two classes, eight of each."""
-    root = tmp_path_factory.mktemp("sets") / "three"
-    emoji = open_dataset("emoji")
-    for domain in ("fluent", "noto", "line"):
-        for name in ("face", "vehicle"):
-            (root / domain / name).mkdir(parents=True)
-            label = emoji.classes.index(name)
-            for index in [i for i, own in enumerate(emoji.labels(domain)) if own == label][:8]:
-                emoji.image(domain, index).save(root / domain / name / f"{index}.png")
-    return root
+    return write_drawings(tmp_path_factory.mktemp("sets") / "three", ("fluent", "noto", "line"))
 
 
 @pytest.fixture(autouse=True)

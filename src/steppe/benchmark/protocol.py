@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steppe.benchmark.store import Store
-from steppe.data import DomainDataset, make_splits
+from steppe.data import DomainDataset
 from steppe.errors import SteppeError
 from steppe.training.config import RunConfig, Settings
-from steppe.training.inputs import check_inputs
+from steppe.training.inputs import check_inputs, splits_of
 from steppe.training.recipes import check_taken, parse
 
 ALL = "all"
@@ -110,14 +110,7 @@ def jobs(store: Store, dataset: DomainDataset, configs: Sequence[RunConfig]) -> 
     for config in configs:
         key = (config.held_out, config.validation_domain, config.seed)
         if key not in protocols:
-            splits = make_splits(
-                dataset,
-                config.held_out,
-                validation_domain=config.validation_domain,
-                protocol=config.split,
-                trial_seed=config.seed,
-                holdout=config.holdout,
-            )
+            splits = splits_of(dataset, config)
             protocols[key] = splits.protocol
         canonical = config.canonical(dataset=dataset.name, fingerprint=fingerprint, split=protocols[key])
         found.append(Job(config, store.directory(canonical)))

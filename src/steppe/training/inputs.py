@@ -15,6 +15,7 @@ from steppe.data.device_augmentation import DeviceAugmentation, raw_loader
 from steppe.data.domains import DomainDataset, Indices
 from steppe.data.loader import Batch, balanced_loader, evaluation_loader
 from steppe.data.slots import Part
+from steppe.data.splits import Splits, make_splits
 from steppe.data.tensors import TensorDomains
 from steppe.data.transforms import TensorTransform, Transform, eval_transform, tensor_transform, train_transform
 from steppe.errors import SteppeError
@@ -32,6 +33,22 @@ AUGMENTED = {"host": "host, 8 bits (Pillow)", "device": "device, float32", None:
 """What a run says about where its training pictures were augmented."""
 
 _latest: tuple[DomainDataset, CacheOptions, DomainDataset] | None = None
+
+
+def splits_of(dataset: DomainDataset, config: RunConfig) -> Splits:
+    """Which pictures a run trains on, selects by and is asked about.
+
+    Raises:
+        SteppeError: see :func:`~steppe.data.splits.make_splits`.
+    """
+    return make_splits(
+        dataset,
+        config.held_out,
+        validation_domain=config.validation_domain,
+        protocol=config.split,
+        trial_seed=config.seed,
+        holdout=config.holdout,
+    )
 
 
 class Inputs:

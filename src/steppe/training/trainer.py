@@ -22,13 +22,12 @@ from torch import Tensor
 from steppe.data import DomainDataset, open_dataset
 from steppe.data.loader import Batch
 from steppe.data.slots import Part
-from steppe.data.splits import make_splits
 from steppe.errors import SteppeError
 from steppe.models import Classifier, check_backbone
 from steppe.training.checkpoints import CorruptCheckpointError, all_finite
 from steppe.training.config import RunConfig, config_id, run_name
 from steppe.training.evaluation import Evaluation, evaluate
-from steppe.training.inputs import EVALUATION_BATCH, Inputs, check_inputs, input_channels
+from steppe.training.inputs import EVALUATION_BATCH, Inputs, check_inputs, input_channels, splits_of
 from steppe.training.interruption import Interruption
 from steppe.training.losses import NonFiniteLossError
 from steppe.training.machine import Machine, accelerator, describe, reproducible, versions
@@ -101,14 +100,7 @@ class Trainer:
             dataset = open_dataset(config.dataset)
         check_inputs(dataset, config)
         self.dataset = dataset
-        self.splits = make_splits(
-            dataset,
-            config.held_out,
-            validation_domain=config.validation_domain,
-            protocol=config.split,
-            trial_seed=config.seed,
-            holdout=config.holdout,
-        )
+        self.splits = splits_of(dataset, config)
         self.canonical = config.canonical(
             dataset=dataset.name, fingerprint=dataset.fingerprint(), split=self.splits.protocol
         )

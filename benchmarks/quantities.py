@@ -16,7 +16,7 @@ import torch
 from contenders import METHODS, PEERS, Contender
 from measure import interleaved
 from memory import bytes_of, peak_bytes, tensors_of
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from workloads import Workload, sample_losses
@@ -91,15 +91,26 @@ class OwnPart(Training):
     """The optimizer's own part of a step: its passes find gradients, and logits, ready made.
 
     The network's ``forward`` gives the logits that it gave once, so hooks still see calls, and a reference model costs
-    nothing but its bookkeeping. Optimizers overwrite gradients, so every pass of a step has a set of its own, written
-    anew before each step, outside of what is timed and counted.
+    nothing but its bookkeeping; an embedding whose output noise is added to is called, and gives what it gave once.
+    Optimizers overwrite gradients, so every pass of a step has a set of its own, written anew before each step, outside
+    of what is timed and counted.
     """
 
     def __init__(self, contender: Contender, run: Run) -> None:
         super().__init__(contender, run)
+        embedding = next((module for module in self.model.modules() if isinstance(module, nn.Embedding)), None)
         with torch.no_grad():
             logits = self.model(self.batch.x)
-        self.model.forward = lambda *_, **__: logits
+            embedded = None if embedding is None else embedding(self.batch.x)
+
+        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+            if embedding is not None and embedding._forward_hooks:
+                embedding(x)
+            return logits
+
+        self.model.forward = forward
+        if embedding is not None:
+            embedding.forward = lambda *_: embedded
         self.losses = torch.rand(len(self.batch.x), device=run.device)
         self.master = [torch.randn_like(p) for p in self.parameters]
         self.sets: list[list[Tensor]] = []

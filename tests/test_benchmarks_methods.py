@@ -79,6 +79,17 @@ def test_figures_are_written_as_they_come_and_a_table_is_made_of_them(tmp_path: 
     assert load("results").Results.read(out).markdown() == again.stdout.rstrip()
 
 
+def test_the_own_part_of_every_method_is_counted_on_every_network(tmp_path: Path) -> None:
+    """Also of those that add noise to an embedding, where there is one."""
+    out = tmp_path / "results.jsonl"
+    found = run("--tiny", "--quantities", "launches", "--no-peers", "--out", out)
+    assert found.returncode == 0, found.stderr
+    assert "failed" not in found.stderr
+    counted = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len({(f["model"], f["method"]) for f in counted}) == len(counted) == 3 * 17
+    assert all(f["value"]["operations"] > 0 for f in counted)
+
+
 def test_what_misses_its_target_is_bold(load) -> None:
     cells, contender = load("results")._cells, load("contenders").METHODS["sam"]
     ratio = {"low": 2.0, "high": 2.1, "pairs": 20, "steps": 1, "a_median": 2.0, "b_median": 1.0}

@@ -1,7 +1,8 @@
-"""Does Lookahead with a large learning rate do what its paper says? Diversity, flatness and accuracy, rate by rate.
+r"""Does Lookahead with a large learning rate do what its paper says? Diversity, flatness and accuracy, rate by rate.
 
     python examples/large_learning_rates/experiment.py --data emoji-full --held-out line --out runs/large-lr
-    python examples/large_learning_rates/experiment.py --data rotated-mnist --held-out 75 --out runs/large-lr
+    python examples/large_learning_rates/experiment.py --data rotated-mnist --held-out 75 --out runs/large-lr \
+        --setting.steps 1000 --most 2000
 
 Every run is one file under --out, written when it is finished, so the command can be stopped, given again, and given
 with more --seeds. At the end the table is printed, and a page with plots is written beside the runs.
@@ -40,6 +41,8 @@ class Options:
     """What the learning rate is multiplied by."""
     size: int = 64
     """Side of the emoji pictures, in pixels."""
+    backbone: str | None = None
+    """The network: EfficientNet-Lite0 for drawings, timm's test_resnet for digits, unless another is named."""
     most: int = 512
     """Evaluate at most so many pictures of the sources' validation and of the held-out domain."""
     jobs: int = 2
@@ -50,14 +53,16 @@ class Options:
 
 def one(options: Options, seed: int, optimizer: str, factor: float, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    pictures = load(options.data, options.held_out, seed, size=options.size, most=options.most)
+    shown = {"size": options.size, "most": options.most, "backbone": options.backbone}
+    pictures = load(options.data, options.held_out, seed, **shown)
     return run(pictures, optimizer, factor, seed, options.setting)
 
 
 def main(options: Options) -> None:
     directory = options.out / f"{options.data}-{options.held_out}"
     directory.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps({**asdict(options.setting), "size": options.size, "most": options.most}))
+    shown = {"size": options.size, "most": options.most, "backbone": options.backbone}
+    settings = json.loads(json.dumps({**asdict(options.setting), **shown}))
     kept = directory / "setting.json"
     if kept.exists() and json.loads(kept.read_text()) != settings:
         raise SystemExit(f"{directory} has runs of another setting: choose another --out")

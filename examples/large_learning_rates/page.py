@@ -19,8 +19,12 @@ NAMES = {"last": "last weights", "average": "uniform average", "swad": "SWAD"}
 PER_METHOD = {
     "held_out_accuracy": ("accuracy on the held-out domain, %", 100, 1),
     "validation_accuracy": ("accuracy on the source domains' validation pictures, %", 100, 1),
-    "held_out_local_entropy": ("local entropy loss on the held-out domain, nats (lower is flatter)", 1, 2),
+    "held_out_loss": ("loss on the held-out domain, nats", 1, 2),
+    "validation_loss": ("loss on validation pictures, nats", 1, 2),
+    "held_out_local_entropy": ("local entropy loss on the held-out domain, nats", 1, 2),
     "validation_local_entropy": ("local entropy loss on validation pictures, nats", 1, 2),
+    "held_out_rise": ("local entropy loss less the loss on the held-out domain, nats (lower is flatter)", 1, 3),
+    "validation_rise": ("local entropy loss less the loss on validation pictures, nats (lower is flatter)", 1, 3),
 }
 PER_OPTIMIZER = {
     "distance": ("mean distance between ten fast weights of the second half", 1, 2),
@@ -28,8 +32,21 @@ PER_OPTIMIZER = {
     "cka": ("linear CKA between the first's and the last's features on the held-out domain", 1, 2),
 }
 
+SHORT = {
+    "accuracy": "%",
+    "loss": "nats",
+    "entropy": "nats",
+    "rise": "nats",
+    "distance": "distance",
+    "cosine": "cosine",
+    "cka": "CKA",
+}
+"""What an axis says, by how a measure's name ends; the title above a chart says it in full."""
+WIDE = ("distance",)
+"""Measures that grow by powers of ten."""
+
 Cells = dict[str, dict[float, list[float]]]
-"""Row → factor → a number a seed; NaN where the run diverged."""
+"""Row → factor → a number a seed; NaN where the run diverged, or the measure is of features that are all alike."""
 
 
 def cells(runs: Iterable[dict[str, Any]], measure: str) -> Cells:
@@ -40,12 +57,19 @@ def cells(runs: Iterable[dict[str, Any]], measure: str) -> Cells:
         if measure in PER_OPTIMIZER:
             found[run["optimizer"]][run["factor"]].append(run.get("diversity", {}).get(measure, math.nan))
         for name in own if measure in PER_METHOD else ():
-            found[name][run["factor"]].append(run.get("methods", {}).get(name, {}).get(measure, math.nan))
+            found[name][run["factor"]].append(_value(run.get("methods", {}).get(name, {}), measure))
     return found
 
 
+def _value(measured: dict[str, float], measure: str) -> float:
+    part, _, what = measure.rpartition("_")
+    if what == "rise":  # local entropy holds the loss itself: what the noise adds to it is how sharp the ground is
+        return measured.get(f"{part}_local_entropy", math.nan) - measured.get(f"{part}_loss", math.nan)
+    return measured.get(measure, math.nan)
+
+
 def summary(values: list[float]) -> tuple[float, float, int]:
-    """Mean and standard error over the seeds that did not diverge, and how many did."""
+    """Mean and standard error over the seeds whose value is finite, and how many others there are."""
     good = [value for value in values if math.isfinite(value)]
     mean = statistics.fmean(good) if good else math.nan
     error = statistics.stdev(good) / math.sqrt(len(good)) if len(good) > 1 else math.nan
@@ -72,18 +96,20 @@ def table(runs: list[dict[str, Any]]) -> str:
 def _cell(values: list[float], unit: int, digits: int) -> str:
     mean, error, lost = summary(values)
     if math.isnan(mean):
-        return f"diverged ({lost})" if lost else "–"
-    spread = "" if math.isnan(error) else f" ± {unit * error:.{digits}f}"
-    return f"{unit * mean:.{digits}f}{spread}" + (f" ({lost} diverged)" if lost else "")
+        return f"not finite ({lost})" if lost else "–"
+    form = f".{digits}f" if mean < 1000 else ".1e"  # weights that ran away are counted in powers of ten
+    spread = "" if math.isnan(error) else f" ± {unit * error:{form}}"
+    return f"{unit * mean:{form}}{spread}" + (f" ({lost} not finite)" if lost else "")
 
 
 def chart(runs: list[dict[str, Any]], measure: str) -> go.Figure:
     """A measure against the learning rate's factor, a line a method, with standard errors."""
-    title, unit, _ = {**PER_METHOD, **PER_OPTIMIZER}[measure]
+    _, unit, _ = {**PER_METHOD, **PER_OPTIMIZER}[measure]
     found = cells(runs, measure)
     rows = [row for row in _order(measure) if row in found]
     across = axis("learning rate, in the baseline's") | {"type": "log", "tickvals": sorted({r["factor"] for r in runs})}
-    figure = blank(across, axis(title))
+    up = axis(SHORT[measure.rpartition("_")[2]]) | ({"type": "log"} if measure in WIDE else {})
+    figure = blank(across, up)
     for row in rows:
         factors = sorted(found[row])
         means, errors, _ = zip(*(summary(found[row][factor]) for factor in factors), strict=True)
@@ -100,7 +126,7 @@ def chart(runs: list[dict[str, Any]], measure: str) -> go.Figure:
 def write(path: Path, runs: list[dict[str, Any]], data: str, held_out: str) -> Path:
     """One HTML file with a chart a measure."""
     seeds = len({run["seed"] for run in runs})
-    text = f"Means over {seeds} seeds, with standard errors over those that did not diverge."
+    text = f"Means over {seeds} seeds, with standard errors, where the value is finite."
     parts = (("What the weights are worth", PER_METHOD), ("What the fast weights explore", PER_OPTIMIZER))
     sections = [
         Section(title, {_sentence(name): chart(runs, measure) for measure, (name, *_) in measures.items()}, text)

@@ -44,7 +44,7 @@ class Setting:
     anchor: float = 0.1
     evaluations: int = 20
     snapshots: int = 10
-    sigma: float = 0.02
+    sigma: float = 0.05
     samples: int = 10
 
 

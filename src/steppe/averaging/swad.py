@@ -241,7 +241,7 @@ class SWAD:
             last = self._segments[-1]
             which, found = f"the mean of the last segment (steps {last.start} to {last.end})", last.mean
             span = (last.start, last.end)
-            why = f"the validation loss has not converged in {len(self._segments)} evaluations"
+            why = "the validation loss has not converged"
         elif self._steps:
             which, found, span = f"the mean of all {self._steps} steps", self._running, (1, self._steps)
             why = "segment() was never called"

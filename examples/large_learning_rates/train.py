@@ -32,7 +32,8 @@ class Setting:
         anchor: strength of the pull, summed over the weights.
         evaluations: how often SWAD is told the validation loss.
         snapshots: how many of the fast weights of the second half are compared.
-        sigma: of the noise on the weights in the local entropy, in the root mean square of the weights at the start.
+        sigma: of the noise on the weights in the local entropy, in the root mean square of these very weights: under
+            normalisation weights that are twice as large are the same network, and large learning rates make them grow.
         samples: how many noises.
     """
 
@@ -61,7 +62,6 @@ def run(pictures: Pictures, optimizer: str, factor: float, seed: int, setting: S
     start = time.perf_counter()
     torch.manual_seed(seed)
     model = pictures.network()
-    sigma = setting.sigma * _root_mean_square(model)
     generator = torch.Generator().manual_seed(seed)  # the same pictures in every run of a seed
     snapshots: list[dict[str, Tensor]] = []
     averages: dict[str, averaging.Average] = {}
@@ -76,7 +76,7 @@ def run(pictures: Pictures, optimizer: str, factor: float, seed: int, setting: S
     for name, weights in chosen.items():
         model.load_state_dict(weights)
         averaging.reestimate_batch_norm(model, fresh)
-        methods[name] = _measures(model, pictures, sigma, setting)
+        methods[name] = _measures(model, pictures, setting)
     return {
         "methods": methods,
         "diversity": _diversity(model, snapshots, pictures, fresh),
@@ -139,9 +139,10 @@ def _train(
     return {"last": _copy(model), **{name: average.finish() for name, average in averages.items()}}
 
 
-def _measures(model: nn.Module, pictures: Pictures, sigma: float, setting: Setting) -> dict[str, float]:
+def _measures(model: nn.Module, pictures: Pictures, setting: Setting) -> dict[str, float]:
     parts: dict[str, Batches] = {"validation": pictures.validation, "held_out": pictures.answer}
-    measured: dict[str, float] = {}
+    sigma = setting.sigma * _root_mean_square(model)
+    measured = {"weights": _root_mean_square(model)}
     for name, batches in parts.items():
         found = analysis.evaluate(model, batches)
         entropy = analysis.local_entropy(model, batches, sigma=sigma, samples=setting.samples)

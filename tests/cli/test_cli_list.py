@@ -43,6 +43,10 @@ def test_all_words_with_slot_summary_defaults_and_source(
         for parameter in word.parameters:
             if parameter.default not in (None, False):
                 assert parameter.name in row, word.name
+        also = row.partition("answers too: ")[2]
+        answered = {slot.partition(",")[0].strip() for slot in also.split(";")} - {""}
+        assert answered | {word.slot} - {""} == {*word.fills, *word.offers}, word.name
+        assert also.count("if no other word does") == len(word.offers), word.name
 
 
 def row_of(section: str, name: str) -> str:

@@ -45,7 +45,7 @@ def _list(console: Console) -> None:
         table = _table(console)
         for name in names:
             word = WORDS[name]
-            table.add_row(name, f"{word.summary}\n{_defaults(word)}({word.source})")
+            table.add_row(name, f"{word.summary}\n{_defaults(word)}({word.source}){_besides(word)}")
         console.print(f"{slot}: {SLOTS[slot]}" if slot else "the plain steps, which other words change", style="bold")
         console.print(table)
         console.print()
@@ -69,6 +69,13 @@ def _defaults(word: Word) -> str:
     shown = {parameter.name: parameter.default for parameter in word.parameters}
     defaults = ", ".join(f"{name} {_plain(value)}" for name, value in shown.items() if value not in (None, False))
     return f"{defaults} " if defaults else ""
+
+
+def _besides(word: Word) -> str:
+    """The questions that a word answers beside the one that it is listed under."""
+    also = [slot for slot in SLOTS if slot in word.fills and slot != word.slot]
+    also += [f"{slot}, if no other word does" for slot in SLOTS if slot in word.offers]
+    return f"\nanswers too: {'; '.join(also)}" if also else ""
 
 
 def _explain(recipe: Recipe, console: Console) -> None:

@@ -168,7 +168,7 @@ class Climb:
             warnings.warn(
                 f"rounding to {half} eats the climb: ‖ε‖ is {ratio.item():.2f} of what was asked for, its cosine with "
                 f"it {cosine.item():.2f}; keep the parameters in float32 under autocast, or pass "
-                "climb_dtype=torch.float32",
+                "climb_dtype=torch.float32 (in one process)",
                 stacklevel=7,
             )
 

@@ -29,6 +29,7 @@ from steppe.replicas import Replicas
 from steppe.running_statistics import RunningStatistics
 from steppe.shards import as_sharded, local
 from steppe.stage import Stage
+from steppe.vectors import HALF
 from steppe.weighing import Accumulate, Weighing
 from steppe.wrapper import OptimizerWrapper
 
@@ -97,7 +98,8 @@ class Engine(OptimizerWrapper):
         check_model(model)
         self.model = model
         self._statistics, self._own_statistics = RunningStatistics(model), RunningStatistics(model)
-        self._ranks = Replicas(model, self.parameters(), self._global_ascent)
+        exchanges = self._climb.dtype is not None and any(p.dtype in HALF for p in self.parameters())
+        self._ranks = Replicas(model, self.parameters(), self._global_ascent, exchanges=exchanges)
         self._climb.displacement.reshard = self._ranks.reshard
         if self.parts.needs_names:
             parameter_names(self.param_groups, model)

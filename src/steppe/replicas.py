@@ -29,13 +29,21 @@ class Replicas:
         parameters: the optimizer's.
         global_ascent: whether the climb's gradient is that of the joined batch. ``None``: of the rank's own samples
             under DDP (as in the SAM paper, and without communication), of all under FSDP2.
+        exchanges: whether some of them are to change their dtype for a pass (``climb_dtype``).
 
     Raises:
         ValueError: ``global_ascent=False`` with sharded parameters, or they are sharded and there is no model; or ranks
-            are to climb on their own with ``static_graph=True``.
+            are to climb on their own with ``static_graph=True``; or replicas are to change a dtype.
     """
 
-    def __init__(self, model: nn.Module | None, parameters: Sequence[Tensor], global_ascent: bool | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | None,
+        parameters: Sequence[Tensor],
+        global_ascent: bool | None,
+        *,
+        exchanges: bool = False,
+    ) -> None:
         sharded = [p for p in parameters if is_sharded(p)]
         self._sharded = bool(sharded)
         self._divided = _divided(model) if sharded else []
@@ -66,6 +74,12 @@ class Replicas:
             raise ValueError(
                 "DistributedDataParallel(static_graph=True) must reduce gradients in its first backward pass, so ranks "
                 "cannot climb each on its own: use global_ascent=True, or static_graph=False"
+            )
+        if exchanges and self._wrappers and self.world > 1:
+            # Its hooks are on what accumulates a gradient, which torch replaces with the dtype, and not back again.
+            raise ValueError(
+                "climb_dtype is impossible with DistributedDataParallel: a parameter that changes its dtype is not "
+                "reduced any more, and the replicas would drift apart; keep the parameters in float32 under autocast"
             )
 
     def check(self, parameters: Sequence[Tensor]) -> None:

@@ -174,6 +174,14 @@ def unusual(rank: int) -> dict[str, Any]:
     with pytest.raises(ValueError, match="static_graph=True"):
         steppe.SAM(sgd(static), model=static)
     steppe.SAM(sgd(static), model=static, global_ascent=True)
+    half = DistributedDataParallel(nn.Linear(6, 3).bfloat16())
+    with pytest.raises(ValueError, match="climb_dtype is impossible with DistributedDataParallel"):
+        steppe.SAM(sgd(half), model=half, climb_dtype=torch.float32)
+    told_later = steppe.SAM(sgd(half), climb_dtype=torch.float32)
+    with pytest.raises(ValueError, match="climb_dtype is impossible with DistributedDataParallel"):
+        told_later.attach(half)
+    wide = DistributedDataParallel(network())
+    steppe.SAM(sgd(wide), model=wide, climb_dtype=torch.float32)  # nothing is exchanged
     return result
 
 

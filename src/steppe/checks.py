@@ -76,8 +76,15 @@ def fault_in_climb(parts: Parts, stage: Stage, share: Share) -> str | None:
     return None
 
 
-def fault_in_bare(parts: Parts, share: Share) -> str | None:
-    """Why ``perturbed()`` alone, with the first gradient as the caller left it, cannot make this method."""
+def fault_in_bare(parts: Parts, share: Share, *, same_dropout: bool, alone: bool) -> str | None:
+    """Why ``perturbed()`` alone, with the first gradient as the caller left it, cannot make this method.
+
+    Args:
+        parts: the four parts.
+        share: of the batch, for the climb.
+        same_dropout: whether all passes are to draw the same random numbers.
+        alone: whether each rank is to climb on its own samples.
+    """
     leaves_out = hasattr(parts.descent, "climbs_at") and not all(map(parts.climbs_at, range(HORIZON)))
     reasons = {
         f"takes the gradient as it is, which is not that of {parts.objective}": not parts.plain,
@@ -85,8 +92,14 @@ def fault_in_bare(parts: Parts, share: Share) -> str | None:
         f"leaves out the pass of {parts.geometry}": parts.measures or not parts.climbs_clean,
         "cannot divide the batch": share.divides,
         f"cannot leave out climbs as {parts.descent} asks": leaves_out,
+        "cannot give the first pass the random numbers of the second, for same_dropout=True": same_dropout,
     }
     for reason, holds in reasons.items():
         if holds:
             return f"perturbed() without climbing() {reason}: make the first pass inside climbing()"
+    if alone:
+        return (
+            "perturbed() without climbing() finds a gradient that DDP has averaged, and each rank was to climb on its "
+            "own samples: make the first pass inside climbing(), or pass global_ascent=True"
+        )
     return None

@@ -229,7 +229,8 @@ class Engine(OptimizerWrapper):
             self._refuse("this step re-uses the last climb and has one pass: `if optimizer.climbs:` before perturbed()")
         if self.climbs and ("climb" not in stage.done or "descent" in stage.done):
             # A bare perturbed(). (A step that GradScaler skipped leaves its passes behind; they do not count.)
-            self._refuse(fault_in_bare(self.parts, self._share))
+            alone = self._ranks.own_climb
+            self._refuse(fault_in_bare(self.parts, self._share, same_dropout=self.same_dropout, alone=alone))
             self._reset()
         if all(p.grad is None for p in self.parameters()):
             raise RuntimeError("there is no gradient to climb: call backward() in the first pass, before perturbed()")

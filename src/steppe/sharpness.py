@@ -40,7 +40,9 @@ class SharpnessAware(Engine):
       gradients may be clipped, unscaled and logged before the step.
     - ``with optimizer.climbing(): …``, ``if optimizer.climbs: with optimizer.perturbed(): …``, ``optimizer.step()``:
       the same written out, for methods of two passes.
-    - ``with optimizer.perturbed(): …`` alone: the gradient of the first pass is taken as the caller left it.
+    - ``with optimizer.perturbed(): …`` alone: the gradient of the first pass is taken as the caller left it. Where that
+      cannot be the same step (domains, trust regions, ``same_dropout``, ranks that climb on their own) it raises; with
+      a ``GradScaler``, ``perturbed(scaler)``.
 
     After any step, and after any exception inside one, the weights are w or the step's result, never w + ε.
 
@@ -64,7 +66,8 @@ class SharpnessAware(Engine):
             the mean loss know the difference.
         same_dropout: every pass of a step draws the same random numbers, so dropout masks are the same.
         climb_dtype: half-precision parameters are exchanged for copies in this dtype while at w + ε (their inputs
-            must then come in this dtype too), because half precision rounds most of ε away.
+            must then come in this dtype too), because half precision rounds most of ε away. Not with parameters that
+            several processes share.
         diagnose: at each climb measure the realised ε (see :attr:`diagnostics`); allocates. Without it, only the
             first climb of half-precision weights is measured.
 
@@ -74,8 +77,8 @@ class SharpnessAware(Engine):
 
     Raises:
         TypeError: ``base`` or a part is not what it should be.
-        ValueError: options that exclude each other, a part needs names and there are none, or a group of the base
-            optimizer is to be maximised.
+        ValueError: options that exclude each other or the way the model is spread over processes, a part needs names
+            and there are none, or a group of the base optimizer is to be maximised.
     """
 
     def __repr__(self) -> str:
@@ -247,13 +250,19 @@ class SharpnessAware(Engine):
             self._complete()
 
     @contextmanager
-    def perturbed(self) -> Iterator[Self]:
+    def perturbed(self, scaler: torch.amp.GradScaler | None = None) -> Iterator[Self]:
         """The second pass, at w + ε. On exit w is back bit for bit and ``.grad`` holds the descent gradient.
+
+        Args:
+            scaler: where :meth:`climbing` was not called, which else is given it: the ``GradScaler`` that has scaled
+                the first gradient. Without it what is not homogeneous in the gradient is another method.
 
         Raises:
             RuntimeError: the first gradient is missing or cannot serve, or the pass left no gradient.
         """
         self._check_first_pass()
+        if scaler is not None:
+            self._stage.inverse_scale = inverse_scale(scaler)
         try:
             with self._pass("descent"):
                 self._displace()
@@ -297,7 +306,7 @@ class SharpnessAware(Engine):
             self._step_base(scaler)
             return loss
         if scaler is not None:
-            return scaler.step(self)  # knows whether the caller has unscaled already, and comes back here
+            return self._step_by(scaler)  # knows whether the caller has unscaled already, and comes back here
         if not self._stage.complete:
             if self._stage.begun:
                 self._reset()

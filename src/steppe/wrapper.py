@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -81,6 +83,18 @@ class OptimizerWrapper(Optimizer):
     def parameters(self) -> list[Tensor]:
         """All parameters, read from the groups anew: libraries swap them."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step_by(self, scaler: torch.amp.GradScaler) -> Any:
+        """``scaler.step(self)`` from within ``step()``, whose hooks, and a scheduler's count, have seen the call."""
+        own = vars(self)
+        bound = {name: own[name] for name in ("step",) if name in own}
+        own["step"] = inspect.unwrap(type(self).step).__get__(self)
+        try:
+            return scaler.step(self)
+        finally:
+            del own["step"]
+            own.update(bound)
 
     def __getstate__(self) -> dict[str, Any]:
         # As torch's: without hooks, and without the step() that a scheduler has bound to this very object.

@@ -65,6 +65,16 @@ def ways(inner: str) -> list[str]:
     return WAYS[1:] if inner == "bare" else WAYS  # a bare optimizer has no place for a scaler beside a closure
 
 
+@pytest.mark.parametrize("inner", INNER)
+def test_hooks_see_every_step_once(inner: str) -> None:
+    run, seen = Run(inner), []
+    run.optimizer.register_step_post_hook(lambda *_: seen.append("Lookahead"))
+    for number in range(2):
+        run.step(number, "step(scaler=)")
+    assert seen == ["Lookahead"] * 2
+    assert run.optimizer.round_step == 2
+
+
 CASES = [(inner, how, fused) for inner in INNER for how in ways(inner) for fused in (False, True)]
 
 

@@ -99,6 +99,10 @@ def test_misuse_is_named() -> None:
         losses_of(model, problem).mean().backward()
     with pytest.raises(ValueError, match="needs the domain of each sample"), disam.climbing():
         disam.objective(losses_of(model, problem)).backward()
+    sam = steppe.SAM(sgd, same_dropout=True)
+    backward(sam)
+    with pytest.raises(RuntimeError, match=r"same_dropout=True: make the first pass inside climb"), sam.perturbed():
+        pass
     both = steppe.DISAM(sgd, descent=steppe.SurrogateGap())
     with pytest.raises(RuntimeError, match=r"optimizer.clean\(\).*passes\(\).*shared=True"), both.climbing():
         pass

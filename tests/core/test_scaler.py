@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -18,6 +19,8 @@ import steppe
 
 method = pytest.mark.parametrize("name", EVERY)
 WAYS = ["closure", "contexts"]
+BARE = ["sam", "asam", "gsam", "sagm", "fisher", "friendly", "vasso", "friendly+fisher"]
+"""The methods whose first gradient a loop may take on its own."""
 
 
 class Run:
@@ -42,6 +45,11 @@ class Run:
         closure = closure_of(self.optimizer, self.model, number, scaler=self.scaler, after=self._after)
         if how == "closure":
             self.optimizer.step(closure, scaler=self.scaler)
+        elif how == "bare":
+            closure()
+            with self.optimizer.perturbed(self.scaler):
+                closure()
+            self.scaler.step(self.optimizer)
         else:
             for each in self.optimizer.passes(self.scaler):
                 with each:
@@ -66,8 +74,7 @@ class Run:
         return {"weights": weights(self.model), **state}
 
 
-@method
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize(("name", "how"), [*itertools.product(EVERY, WAYS), *((name, "bare") for name in BARE)])
 def test_scaling_changes_nothing(name, how) -> None:
     """Neither for what is not homogeneous in the gradient (Fisher, SAGM), nor, with a scale that changes between the
     steps, for what remembers gradients.
@@ -147,6 +154,33 @@ def test_clipping_bounds_the_step() -> None:
     before = weights(run.model)
     run.step(0, "contexts")
     assert (weights(run.model) - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("how", ["step(scaler=)", "unscaled, step(scaler=)", "scaler.step", "closure"])
+def test_hooks_and_schedulers_see_every_step_once(how) -> None:
+    run = Run("sam")
+    seen: list[str] = []
+    run.optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    run.optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    for scheduled in (False, True):
+        if scheduled:
+            scheduler = torch.optim.lr_scheduler.ConstantLR(run.optimizer)
+        bound = vars(run.optimizer).get("step")
+        seen.clear()
+        if how in ("closure", "scaler.step"):
+            run.step(0, "closure" if how == "closure" else "contexts")
+        else:
+            for each in run.optimizer.passes(run.scaler):
+                with each:
+                    closure_of(run.optimizer, run.model, 0, scaler=run.scaler)()
+            if how.startswith("unscaled"):
+                run.scaler.unscale_(run.optimizer)
+            run.optimizer.step(scaler=run.scaler)
+            run.scaler.update()
+        assert seen == ["before", "after"]
+        assert vars(run.optimizer).get("step") is bound
+        assert run.optimizer._steps == 1 + scheduled
+    scheduler.step()  # which warns where it thinks that there was no step
 
 
 def test_overflow_after_unscaling_skips_too() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Problem, batches, network, weights
+from problems import Problem, batches, losses_of, network, weights
+from problems import train as train_any_way
 from ranks import launch
 from shard_formulas import FORMULAS, PerShard
 from spread import DOMAINS, METHODS, sgd, shards, train
@@ -83,6 +84,33 @@ def test_without_being_asked_ranks_climb_on_their_own_but_remember_the_same(tmp_
     problems = joined(16, "mixed")
     own = {name: by_formulas(name, problems, sizes) for name in names[:2]}
     assert differences(found, {**own, **{name: on_one(name, problems) for name in names[2:]}}) == {}
+
+
+BARE = ["sam", "gsam", "sagm", "fisher"]
+
+
+def bare(rank: int, sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    """A loop that knows nothing of steppe: its first gradient is averaged over the ranks."""
+    result = {}
+    for name in BARE:
+        model = network()
+        ddp = DistributedDataParallel(model)
+        for options in ({}, {"global_ascent": False}):
+            own = METHODS[name](sgd(model, LR), ddp, **options)
+            losses_of(ddp, shards(joined(sum(sizes), "mixed")[0], sizes)[rank]).mean().backward()
+            with pytest.raises(RuntimeError, match=r"DDP has averaged.* pass global_ascent=True"), own.perturbed():
+                pass
+        optimizer = METHODS[name](sgd(model, LR), ddp, global_ascent=True)
+        mine = [shards(problem, sizes)[rank] for problem in joined(sum(sizes), "mixed")]
+        train_any_way(optimizer, ddp, mine, "bare")
+        result[name] = weights(model)
+    return result
+
+
+def test_a_bare_second_pass_is_that_of_the_joined_batch_or_refused(tmp_path: Path) -> None:
+    found = launch(bare, 2, tmp_path, (5, 11))
+    problems = joined(16, "mixed")
+    assert differences(found, {name: on_one(name, problems) for name in BARE}) == {}
 
 
 PARTED = [name for name in FORMULAS if name not in ("tram", "friendly", "vasso")]

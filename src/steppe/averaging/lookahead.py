@@ -144,7 +144,7 @@ class Lookahead(Rounds):
         if scaler is None or not scaler.is_enabled():
             inner.pop("scaler", None)
         elif closure is None:
-            return scaler.step(self)  # knows whether the caller has unscaled already, and comes back here
+            return self._step_by(scaler)  # knows whether the caller has unscaled already, and comes back here
         if closure is None and self._rests():
             return self.base.step(**inner)
         self._begin()

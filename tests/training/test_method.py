@@ -161,6 +161,19 @@ def test_a_step_that_was_skipped_leaves_no_trace_in_any_penalty(name: str) -> No
         torch.testing.assert_close(found[word], expected[word], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["fishr+groupdro+tram-fisher", "fishr+groupdro+tram-fisher+disam+sagm"])
+def test_the_state_of_penalties_moves_by_the_batch_not_by_its_noised_inputs(name: str) -> None:
+    states = []
+    for word in (name, "fishr+groupdro+fsam"):
+        model = a_model()
+        method = built(word, model)
+        train(method, model, 1)
+        states.append(method.state_dict()["penalties"])
+    assert states[0]["groupdro"]["log_weights"].unique().numel() > 1
+    for word in ("fishr", "groupdro"):
+        torch.testing.assert_close(states[0][word], states[1][word], rtol=0, atol=0)
+
+
 def test_a_skipped_step_still_lets_mixup_draw_anew() -> None:
     model = a_model()
     method = built("mixup", model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -91,6 +92,15 @@ class Penalty:
             self._proposed = {
                 name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in state.items()
             }
+
+    @contextmanager
+    def unproposed(self) -> Iterator[None]:
+        """Inside, nothing counts that is proposed: for a pass that sees the batch otherwise than it is."""
+        proposed = self._proposed
+        try:
+            yield
+        finally:
+            self._proposed = proposed
 
     def step(self) -> None:
         """The optimizer's step is made: take over what the first call of this step proposed. Call it once a step."""

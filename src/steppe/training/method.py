@@ -114,7 +114,9 @@ class Method:
         self.values = {}
         for word, penalty in self.penalties.items():
             optional = {name: given[name] for name in getattr(penalty, "accepts", ()) if name in given}
-            value = penalty(**{name: given.get(name) for name in penalty.needs}, **optional)
+            # A measuring pass comes first, but at noised inputs.
+            with penalty.unproposed() if self.optimizer.phase == "measure" else nullcontext():
+                value = penalty(**{name: given.get(name) for name in penalty.needs}, **optional)
             self.values[word] = value.detach()
             loss = loss + value
         return loss

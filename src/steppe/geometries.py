@@ -169,7 +169,8 @@ class Fisher:
         ε = γ F⁻¹ g / √(gᵀ F⁻¹ g)        f = g², the square of the batch's gradient
 
     so the neighbourhood is narrow where the model's output is sensitive. There is no release by the authors. f is not
-    homogeneous in g: it takes the unscaled gradient of the whole batch.
+    homogeneous in g: it takes the unscaled gradient of the whole batch. With another objective than the mean loss g is
+    the gradient that is climbed, in f too: before DISAM f = a², a = ∇(L − λ Var{L_i}), which saves a pass for ∇L(w).
 
     Args:
         eta: η ≥ 0; the paper uses 0.1.

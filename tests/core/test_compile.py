@@ -190,6 +190,12 @@ def test_trust_in_the_closure_where_there_are_no_hooks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_with_generated_code() -> None:
-    reference = Run(EVERY["tram"]).go()
-    torch.testing.assert_close(Run(EVERY["tram"], torch.compile).go(), reference, atol=1e-9, rtol=0)
+@pytest.mark.parametrize("what", ["model", "step"])
+@pytest.mark.parametrize("name", ["sam", "gsam", "disam+sagm", "tram", "tram-fisher", "looksam-3"])
+def test_with_generated_code(name, what) -> None:
+    reference, run = Run(EVERY[name]).go(), Run(EVERY[name], torch.compile if what == "model" else lambda model: model)
+    if what == "step":
+        run.step = torch.compile(run.step)
+    torch.testing.assert_close(run.go(), reference, atol=1e-9, rtol=0)
+    assert run.frames[0] > 0
+    assert counters["aot_autograd"]["total"] > 0

@@ -150,11 +150,9 @@ def initialise(model: nn.Module, optimizer: steppe.SharpnessAware) -> None:
 REMEMBERING = ["tram", "tram, initial", "tram, ema", "friendly", "vasso", "look", "disam+tram+look+sagm"]
 """The methods that have something to lose."""
 
-MOMENTS = {
-    name: [(1, "by name"), (2, "by number"), (3, "by name")] if name in REMEMBERING else [(2, "by name")]
-    for name in METHODS
-}
-"""After which steps, and how, each is saved."""
+WAYS = ("by name", "by number")
+MOMENTS = {name: [(step, WAYS[(step + number) % 2]) for step in range(1, STEPS)] for number, name in enumerate(METHODS)}
+"""After which steps, and how, each is saved: not before the first, as torch's own step at rate 0 counts for AdamW."""
 
 
 def saving(rank: int, folder: Path) -> dict[str, Tensor]:
@@ -163,7 +161,7 @@ def saving(rank: int, folder: Path) -> dict[str, Tensor]:
     for number, name in enumerate(METHODS):
         model, optimizer = divided(number, name, shard=True)
         for step in range(STEPS):
-            for way in ("by name", "by number"):
+            for way in WAYS:
                 if (step, way) in MOMENTS[name]:
                     save(folder / name / f"{step} {way}", model, optimizer, way)
             go_on(optimizer, model, rank, SIZES, step, step + 1)
@@ -202,7 +200,7 @@ def test_fsdp2_resumes_from_distributed_checkpoints(tmp_path: Path) -> None:
     for found in launch(loading, 2, tmp_path / "after", tmp_path / "saved", SIZES, MOMENTS, True):
         assert [case for case, w in found.items() if not torch.equal(w, expected[case[0]])] == []
     # And in another number of processes: the same weights, but for the order of the sums.
-    once = {name: [(3, "by name")] for name in REMEMBERING}
+    once = {name: [moment for moment in MOMENTS[name] if moment[0] == 3] for name in REMEMBERING}
     for world, sizes, shard in ((1, (24,), False), (4, (5, 8, 4, 7), True)):
         for found in launch(loading, world, tmp_path / f"{world}", tmp_path / "saved", sizes, once, shard):
             worst = {case: float((w - expected[case[0]]).abs().max()) for case, w in found.items()}

@@ -27,7 +27,8 @@ class Displacement:
 
     Args:
         climb_dtype: where given, half-precision parameters are replaced for the time of the displacement by
-            copies in this dtype, which can hold an ε that half precision would round away.
+            copies in this dtype, which can hold an ε that half precision would round away. What hooks into their
+            gradients' accumulation (DDP) is lost with that: torch has another node for another dtype.
 
     Attributes:
         store: the persistent copies.

@@ -37,8 +37,8 @@ class Penalty:
     the *first* call computes (at the weights w, not at w + ε; of several micro-batches, from the first) is what
     :meth:`step` makes the new state. A step that was begun and not made ends with :meth:`forget` instead. ``compute``
     reads state with :meth:`tensor` or from :attr:`state` and hands the new one to :meth:`propose`. Call a stateful
-    penalty only on batches that are trained on, and in a pass at noised inputs (``optimizer.phase == "measure"``) inside
-    :meth:`unproposed`.
+    penalty only on batches that are trained on, and in a pass at noised inputs (``optimizer.phase == "measure"``)
+    inside :meth:`unproposed`.
 
     Attributes:
         needs: names of the tensors to be passed, out of ``losses`` [N], ``logits`` [N, C], ``features`` [N, F],

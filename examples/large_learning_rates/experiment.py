@@ -6,6 +6,9 @@ r"""Does Lookahead with a large learning rate do what its paper says? Diversity,
 
 Every run is one file under --out, written when it is finished, so the command can be stopped, given again, and given
 with more --seeds. At the end the table is printed, and a page with plots is written beside the runs.
+
+Lookahead's slow weights move alpha times as far as its fast ones: the fair control for it at a factor F is SGD at about
+alpha F, beside SGD at F.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -51,11 +53,15 @@ class Options:
     """Training and measures."""
 
 
-def one(options: Options, seed: int, optimizer: str, factor: float, threads: int) -> dict[str, Any]:
+def one(options: Options, path: Path, seed: int, optimizer: str, factor: float, threads: int) -> None:
+    """Make one run, and write it: what becomes of the other runs does not matter to it."""
     torch.set_num_threads(threads)
     shown = {"size": options.size, "most": options.most, "backbone": options.backbone}
     pictures = load(options.data, options.held_out, seed, **shown)
-    return run(pictures, optimizer, factor, seed, options.setting)
+    found = run(pictures, optimizer, factor, seed, options.setting)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps({"seed": seed, "optimizer": optimizer, "factor": factor, **found}))
+    temporary.replace(path)
 
 
 def main(options: Options) -> None:
@@ -73,14 +79,13 @@ def main(options: Options) -> None:
     missing = [each for each, path in paths.items() if not path.exists()]
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with ProcessPoolExecutor(options.jobs) as pool:
-        started = {pool.submit(one, options, *each, threads): each for each in missing}
-        for done in track(as_completed(started), total=len(started), description=directory.name):
-            each = started[done]
-            seed, optimizer, factor = each
-            content = {"seed": seed, "optimizer": optimizer, "factor": factor, **done.result()}
-            temporary = paths[each].with_suffix(".part")
-            temporary.write_text(json.dumps(content))
-            temporary.replace(paths[each])
+        started = [pool.submit(one, options, paths[each], *each, threads) for each in missing]
+        try:
+            for done in track(as_completed(started), total=len(started), description=directory.name):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those under way are finished, and kept
+            raise
     runs = [json.loads(path.read_text()) for path in paths.values()]
     print(table(runs))
     print(f"page: {write(directory / 'page.html', runs, options.data, options.held_out)}")

@@ -130,6 +130,16 @@ def test_what_is_fixed_is_not_drawn() -> None:
         space_of("disam", "emoji", ["roh"])
 
 
+@given(seed=SEEDS)
+def test_a_searched_anchor_acts(seed: int) -> None:
+    found = random_draw(space_of("lookahead-anchor", "emoji"), seed)
+    assert found["lookahead-anchor.anchor_reduction"] == "sum"
+    assert type(found["lookahead-anchor.anchor_reduction"]) is str, "as JSON has it"
+    assert 0.1 <= found["lookahead-anchor.anchor"] <= 10
+    given = space_of("lookahead-anchor", "emoji", ["anchor"])
+    assert not [name for name in given if "anchor." in name and "anchor.anchor" in name]
+
+
 @pytest.mark.parametrize("word", WORDS)
 @given(seed=SEEDS)
 def test_whatever_is_drawn_can_be_run_and_optuna_can_propose_it(word: str, seed: int) -> None:

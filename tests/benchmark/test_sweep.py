@@ -62,6 +62,22 @@ def done(sweep: Sweep, executor: InProcess | None = None) -> list[Job]:
     return made
 
 
+@pytest.mark.parametrize("algorithm", ["disam+lookahead", "sagm+swad"])
+def test_a_sweep_of_sums_that_act_on_the_trajectory(algorithm: str, drawings: Path, tmp_path: Path) -> None:
+    hyper = {"k": 2} if "lookahead" in algorithm else {"n_converge": 1, "n_tolerance": 1}
+    plan = SearchOptions(draws=2, fixed=("batch_per_domain",))
+    small = settings(drawings, hyper={**hyper, "bn_batches": 2})
+    made = done(sweep(drawings, tmp_path, plan, algorithms=[algorithm], settings=small))
+    assert [status(job.directory) for job in made] == ["finished"] * 2
+    full = {f"{algorithm.rpartition('+')[2]}.{name}": value for name, value in hyper.items()}
+    for job in made:
+        config, result = (json.loads((job.directory / f"{name}.json").read_text()) for name in ("config", "result"))
+        assert config["algorithm"] == algorithm
+        assert config["hyper"].items() >= full.items()
+        assert ("average" in result) == ("swad" in algorithm)
+        assert result["batch_norm_batches"] == 2
+
+
 def found(root: Path) -> dict[str, Any]:
     """What a sweep leaves behind, times aside: results, what was pruned, plan."""
     times = ("seconds", "seconds_per_step", "finished", "command", "time")

@@ -161,17 +161,21 @@ def test_a_skipped_step_is_in_no_average() -> None:
         ({"lr_warmup": 0.0, "lr_factor": 3.0}, [0.3] * 8),
         # The line from 1 to 0 is moved on after steps 3 and 6 only.
         ({"lr_warmup": 0.0, "lr_per": "round", "k": 3}, [0.5] * 3 + [0.5 * 7 / 8] * 3 + [0.5 * 6 / 8] * 2),
+        # A warm-up of 5 steps: 1/5 until step 3, 4/5 until step 6, and then the line begins.
+        ({"lr_warmup": 0.0, "lr_per": "round", "k": 3, "warmup": 5}, [0.1] * 3 + [0.4] * 3 + [0.5] * 2),
     ],
 )
 @pytest.mark.parametrize("word", LOOKAHEADS)
 def test_the_learning_rate_is_multiplied_and_the_factor_comes_in_slowly(
     word: str, hyper: dict[str, Any], rates: list[float], drawings: Path, tmp_path: Path
 ) -> None:
+    hyper = dict(hyper)
     config = small_config(
         drawings,
         algorithm=word,
         optimizer="sgd",
         lr=0.1,
+        warmup=hyper.pop("warmup", 0),
         schedule="linear" if "lr_per" in hyper else "constant",
         steps=8,
         eval_every=8,
@@ -229,6 +233,17 @@ def test_a_loss_that_grows_is_told_once(drawings: Path, tmp_path: Path) -> None:
     assert "learning rate 3." in warning
     fit(small_config(drawings), tmp_path / "calm", report=(calm := Heard()))
     assert not calm.said
+
+
+def test_a_divergence_within_the_first_line_of_the_log_is_told(drawings: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    rates = {"optimizer": "sgd", "lr": 3.0, "momentum": 0.0, "weight_decay": 0.0}
+    config = small_config(drawings, **rates, frozen_batch_norm=True, steps=4, eval_every=40)
+    with pytest.raises(SteppeError, match="not finite in the evaluation"):
+        fit(config, tmp_path, report=heard)
+    assert [line["step"] for line in metrics(tmp_path) if line["kind"] == "train"] == [4], "one line"
+    (warning,) = [said for said in heard.said if "diverges" in said]
+    assert "at step 4, and was 1.09 in the first step" in warning
 
 
 # --- whole runs ---
@@ -299,7 +314,23 @@ def test_what_cannot_come_to_effect_is_noted() -> None:
     assert not notes("swad", eval_every=3)
     assert "swa.start is 10, and the run has 9 steps to average" in notes("swa", hyper={"start": 10})
     assert "lookahead.k is 15, and the run has 10 steps" in notes("lookahead")
-    assert not notes("lookahead", hyper={"k": 10})
+    assert not notes("lookahead", hyper={"k": 10}, optimizer="sgd")
+
+
+def test_a_large_rate_of_another_optimizer_and_an_anchor_of_a_mean_are_noted() -> None:
+    def notes(algorithm: str, hyper: dict[str, Any], optimizer: Any = "sgd") -> str:
+        return " ".join(RunConfig(held_out="line", algorithm=algorithm, hyper=hyper, optimizer=optimizer).notes)
+
+    for word in LOOKAHEADS:
+        said = notes(f"disam+{word}", {"anchor": 0}, "adam")
+        assert f"{word} multiplies the learning rate by 5, which is published for sgd alone" in said
+        assert "optimizer is adam" in said
+        assert not notes(word, {"anchor": 0, "lr_factor": 5}, "adam"), "asked for"
+        assert not notes(word, {"anchor": 0, f"{word}.lr_factor": 1}, "adam")
+        assert f"{word}.anchor is 0.5 times a mean over all weights" in notes(word, {"anchor": 0.5})
+        assert not notes(word, {"anchor": 0.5, "anchor_reduction": "sum"})
+    assert "lookahead-anchor.anchor is 0.01" in notes("lookahead-anchor", {})
+    assert not notes("disam", {}, "adam")
 
 
 def test_swad_that_does_not_converge_says_which_weights_it_gives(drawings: Path, tmp_path: Path) -> None:

@@ -100,11 +100,13 @@ class Uniform:
 class OneOf:
     """One of some values, each as likely."""
 
-    values: tuple[float, ...]
+    values: tuple[float | str, ...]
 
     def draw(self, random: np.random.RandomState) -> Value:
         """See :class:`Range`."""
         value = random.choice(list(self.values))
+        if isinstance(value, str):
+            return str(value)  # NumPy's own class of it otherwise
         return int(value) if self._whole else float(value)
 
     def distribution(self) -> BaseDistribution:
@@ -116,7 +118,7 @@ class OneOf:
     @property
     def text(self) -> str:
         """See :class:`Range`."""
-        return "one of " + ", ".join(f"{value:g}" for value in self.values)
+        return "one of " + ", ".join(value if isinstance(value, str) else f"{value:g}" for value in self.values)
 
     @property
     def _whole(self) -> bool:
@@ -170,6 +172,7 @@ SMALL: Space = {
 DOMAINNET: Space = {**SETTINGS, "batch_per_domain": _domainbed("batch_size", Power(2, 3, 5, whole=True), 32)}
 """The same on DomainNet, where a step with six domains is large."""
 
+_ANCHOR, _REDUCTION = "lookahead-anchor", "anchor_reduction"
 _WEIGHT = Power(10, -2, 0)
 _DECAY = OneOf((0.99, 0.999, 0.9999))
 _STEPS = Power(10, 0, 4, whole=True)
@@ -225,7 +228,9 @@ OWN: Mapping[str, Searched] = {
         for word in LOOKAHEADS
         for name, range in _LOOKAHEAD.items()
     },
-    "lookahead-anchor.anchor": _around("around Zhang, Qi et al. 2024 (0.01)", Power(10, -3, 0)),
+    # Not around the published 0.01 of a mean over all weights, which pulls none of some millions.
+    f"{_ANCHOR}.anchor": Searched(Power(10, -1, 1), "steppe's own, for the sum over the weights"),
+    f"{_ANCHOR}.{_REDUCTION}": Searched(OneOf(("sum",)), "steppe's own, as anchor's range"),
     "swad.tolerance_ratio": Searched(OneOf((0.2, 0.3)), "Cha et al. 2021, their two values"),
     "ema.decay": _around("around 0.999", _DECAY),
 }
@@ -253,6 +258,8 @@ def space_of(algorithm: str, dataset: str, fixed: Collection[str] = ()) -> dict[
         if searched is not None:
             space[full] = replace(searched, default=published)
     kept = {name if name in SETTINGS else recipe.names.full(name) for name in fixed}
+    if kept & {f"{_ANCHOR}.anchor", f"{_ANCHOR}.{_REDUCTION}"}:
+        kept.add(f"{_ANCHOR}.{_REDUCTION}")  # a strength that was given is meant with the reduction that was
     return {name: searched for name, searched in space.items() if name not in kept}
 
 

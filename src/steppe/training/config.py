@@ -15,7 +15,7 @@ from steppe.errors import SteppeError, unknown_name
 from steppe.training.hyper import flat
 from steppe.training.recipes import parse
 from steppe.training.vocabulary_penalties import ANNEAL_STEPS
-from steppe.training.vocabulary_trajectory import LOOKAHEADS
+from steppe.training.vocabulary_trajectory import LOOKAHEADS, LR_FACTOR
 from steppe.training.words import Value
 
 SHORTHANDS = ("rho", "rho_min", "lam", "alpha", "eta")
@@ -199,16 +199,35 @@ class RunConfig(Settings):
             "swa.start": (self.steps - 1, "steps to average", "it averages nothing"),
             **{f"{word}.k": (self.steps, "steps", "no round ends, and nothing is interpolated") for word in LOOKAHEADS},
         }
-        return [
+        ineffective = [
             f"{name} is {values[name]}, and the run has {there} {what}: {effect}"
             for name, (there, what, effect) in short.items()
             if name in values and int(values[name]) > there
-        ] + [
+        ]
+        unfinished = [
             f"{name} is {value} ({names[name].meaning}), and the run has {self.steps} steps: {name.partition('.')[0]} "
             f"does not come to its full weight (--hyper {name}=...)"
             for name, value in values.items()
             if name.endswith(f".{ANNEAL_STEPS}") and int(value) >= self.steps
         ]
+        return [*ineffective, *unfinished, *self._notes_on_lookahead(values)]
+
+    def _notes_on_lookahead(self, values: Mapping[str, Value]) -> list[str]:
+        found = []
+        for word in LOOKAHEADS:
+            factor = values.get(f"{word}.{LR_FACTOR}", 1.0)
+            asked = any(name.rpartition(".")[2] == LR_FACTOR for name in self.given)
+            if self.optimizer != "sgd" and factor != 1 and not asked:
+                found.append(
+                    f"{word} multiplies the learning rate by {factor:g}, which is published for sgd alone, and the "
+                    f"optimizer is {self.optimizer}: --optimizer sgd, or --hyper {LR_FACTOR}=1 for {self.lr:g} as it is"
+                )
+            if values.get(f"{word}.anchor") and values[f"{word}.anchor_reduction"] == "mean":
+                found.append(
+                    f"{word}.anchor is {values[f'{word}.anchor']} times a mean over all weights, whose pull on each of "
+                    "some millions is next to nothing: --hyper anchor_reduction=sum for one that acts"
+                )
+        return found
 
     def canonical(self, *, dataset: str, fingerprint: str, split: str) -> dict[str, Any]:
         """Everything that changes the run's numbers and nothing else, as plain JSON: the ``config.json`` of a run.

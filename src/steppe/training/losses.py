@@ -65,6 +65,8 @@ class LossWindow:
         self._rates: list[float] = []
         self.seconds = 0.0
         """Wall time spent on the steps of the window, kept by the caller."""
+        self.first: float | None = None
+        """The loss of the first step of the window that was drained last."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -146,8 +148,11 @@ class LossWindow:
         """Means over the window, which is then empty: ``loss``, ``domain_loss``, ``lr`` (the last), ``seconds``, and
         ``penalty``, weights included, where there is one.
         """
-        means = torch.stack(self._rows)[:, 0].double().mean(0).tolist()
+        rows = torch.stack(self._rows)[:, 0].double()
+        # Both at once: the host waits for the device once.
+        means, first = torch.stack([rows.mean(0), rows[0]]).tolist()
         losses, penalties = means[: len(self.domains)], means[len(self.domains) :]
+        self.first = sum(first[: len(losses)]) / len(losses)
         line = {
             "loss": sum(losses) / len(losses),
             "domain_loss": dict(zip(self.domains, losses, strict=True)),

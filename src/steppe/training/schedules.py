@@ -77,18 +77,19 @@ def scheduler(settings: Settings, base: Optimizer, large: LargeRate | None = Non
     """Linear warm-up, then constant, half a cosine or a line down to 0; to be advanced once a step (or a round)."""
     if large is None:
         return LambdaLR(base, lambda step: rate_factor(settings, step))
-    return LambdaLR(base, lambda count: rate_factor(settings, count) * large.share(settings, count))
+    return LambdaLR(base, lambda count: rate_factor(settings, count, large.round) * large.share(settings, count))
 
 
-def rate_factor(settings: Settings, step: int) -> float:
-    """The learning rate of the step after ``step`` steps, as a fraction of ``lr``.
+def rate_factor(settings: Settings, count: int, round: int = 1) -> float:
+    """The learning rate after ``count`` advances of the schedule, as a fraction of ``lr``.
 
-    (s + 1) / W during the W steps of warm-up; then, with p = (s − W) / (S − W) of the way through the rest: 1,
-    ½ (1 + cos π p), or 1 − p.
+    (s + 1) / W during the W steps of warm-up, s = count · round; then, with p = (count − ⌈W / round⌉) / (S − W) of the
+    way through the rest: 1, ½ (1 + cos π p), or 1 − p. With a round of 1 p is (s − W) / (S − W); with a longer one the
+    schedule's way is counted in rounds, as its authors do, while both warm-ups are counted in steps.
     """
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    way = (step - settings.warmup) / (settings.steps - settings.warmup)
+    if count * round < settings.warmup:
+        return (count * round + 1) / settings.warmup
+    way = (count - -(-settings.warmup // round)) / (settings.steps - settings.warmup)
     if settings.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * way))
     if settings.schedule == "linear":

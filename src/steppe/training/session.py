@@ -127,7 +127,7 @@ class Session:
         self.step_seconds: list[float] = []
         self.last_lr = config.lr
         self.first_loss: float | None = None
-        """The mean loss of the first line of the log, which later ones are held against."""
+        """The loss of the first step, which the means of the log are held against."""
 
     def make_step(self, batch: Batch) -> None:
         """One step of the optimizer and the schedule; does not wait for the device."""
@@ -194,19 +194,19 @@ class Session:
             self._whole.cpu()
 
     def divergence(self, loss: float) -> str | None:
-        """What to warn of where the loss has grown to ten times what it was at first; said once.
+        """What to warn of where the loss has grown to ten times what it was in the first step; said once.
 
         Args:
-            loss: of a line of the log, each in turn.
+            loss: the mean of a line of the log, each in turn, right after it was drained.
         """
         if self.first_loss is None:
-            self.first_loss = loss
-        if not loss > DIVERGED * self.first_loss:
+            self.first_loss = self.losses.first
+        if self.first_loss is None or not loss > DIVERGED * self.first_loss:
             return None
         first, self.first_loss = self.first_loss, float("inf")  # never again
         return (
-            f"the loss is {loss:.3g} at step {self.step}, and was {first:.3g} at first: training diverges at learning "
-            f"rate {self.last_lr:g}. {self.advice}"
+            f"the loss is {loss:.3g} at step {self.step}, and was {first:.3g} in the first step: training diverges at "
+            f"learning rate {self.last_lr:g}. {self.advice}"
         )
 
     @property

@@ -35,6 +35,18 @@ the end. DomainBed has eight loading processes for each of its eleven loaders; -
 other numbers too, which are set before its program begins. steppe loads in the training process on a CPU, and in up
 to eight others beside a GPU (--steppe-options='--workers 2').
 
+Two settings, each with a target of its own for the ratio of the whole commands:
+
+- *loading* binds (target 1.3): ResNet-18 and photographs of 2,000 to 2,600 pixels a side, each of which takes DomainBed
+  tens of milliseconds of a core to decode, as long as two cores compute on it (26 pictures a second in training).
+  With photographs of 500 to 700 pixels, which take some 3 ms, the network binds even there.
+- *network* binds (target 1.0): ResNet-50 (9.5 pictures a second) and photographs of 500 to 700 pixels.
+
+Their defaults take about half an hour each on two cores: a round of the first is four commands of 45 to 75 s (29 steps
+of 3 × 8 pictures and 3 evaluations of 120), and there are seven; of the second four of some 90 s (25 steps and 3
+evaluations of 100), and there are five. The decoded pictures of the first fill 2 GB of disk and memory. --folder takes
+other pictures; then which setting they belong to is for the user to judge.
+
 The time between evaluations is that of DomainBed's default on PACS: as many steps as show 2.9 pictures of the
 training domains for each picture of the folder (300 steps of 3 × 32 on 9,991 pictures), unless --every is given.
 """
@@ -48,6 +60,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +73,32 @@ from whole_train_sides import CACHES, NETWORKS, DomainBed, Side, Steppe, Task, k
 
 from steppe.training.machine import describe
 
-TARGETS = {"resnet18": 1.3, "resnet50": 1.0}
-"""DomainBed's seconds over steppe's, end to end: where loading binds, and where the network binds."""
-SETTING = ("machine", "network", "task")
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared, and how often.
+
+    Attributes:
+        network: one of ``NETWORKS``.
+        side: the range of the photographs' sides, in pixels.
+        target: DomainBed's seconds over steppe's, end to end.
+        pictures, evaluations, rounds: see the options of these names.
+    """
+
+    network: str
+    side: tuple[int, int]
+    target: float
+    pictures: int
+    rounds: int
+    evaluations: int = 3
+
+
+SETTINGS = {
+    "loading": Setting("resnet18", (2000, 2600), target=1.3, pictures=120, rounds=7),
+    "network": Setting("resnet50", (500, 700), target=1.0, pictures=100, rounds=5),
+}
+"""What binds -> the setting in which it does."""
+SAME = ("machine", "setting", "network", "task")
 PER_PICTURE = 300 * 3 * 32 / 9991
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
@@ -78,21 +114,23 @@ def main() -> None:
     if not (options.domainbed / "domainbed" / "scripts" / "train.py").is_file():
         raise SystemExit(f"there is no checkout of DomainBed in {options.domainbed}")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what was started ends with this
-    work = options.work or options.out.absolute().with_suffix(".work")
-    pictures = prepared(work.absolute(), options)
+    root = options.work or options.out.absolute().with_suffix(".work")
     theirs = versions(options.python, options.domainbed)
     results = Results.opened(options.out)
-    for network in options.networks:
-        task = task_of(work.absolute(), network, pictures, options)
-        setting = {
+    for name in options.settings:
+        setting, work = SETTINGS[name], root.absolute() / name
+        pictures = prepared(work, setting, options)
+        task = task_of(work, setting, pictures, options)
+        figure = {
             **provenance(options.device),
             "theirs": theirs,
-            "network": network,
-            "task": told(task, pictures, options),
+            "setting": name,
+            "network": setting.network,
+            "task": told(task, pictures, setting, options),
             "command": shlex.join(["python", *sys.argv]),
         }
-        setting["machine"] += f" ({describe(torch.device(options.device)).partition(': ')[2]})"
-        measure(task, setting, sides(options), results, options.rounds)
+        figure["machine"] += f" ({describe(torch.device(options.device)).partition(': ')[2]})"
+        measure(task, figure, sides(options), results, options.rounds or setting.rounds)
     print(markdown(results.figures))
 
 
@@ -104,41 +142,40 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="print the table of such a file, measure nothing")
     parser.add_argument("--work", type=Path, help="folder for pictures, cache and runs; else beside --out")
     parser.add_argument("--folder", type=Path, help="these pictures, <domain>/<class>/..; else those of photographs.py")
-    parser.add_argument("--pictures", type=int, default=2000, help="how many of them, the first of every class")
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="what binds")
+    parser.add_argument("--pictures", type=int, help="how many of them, the first of every class; else the setting's")
     parser.add_argument("--caches", nargs="+", choices=CACHES, default=list(CACHES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=32, help="pictures of each domain in a step")
+    parser.add_argument("--rounds", type=int, help="else the setting's")
+    parser.add_argument("--batch", type=int, default=8, help="pictures of each domain in a step")
     parser.add_argument("--every", type=int, help="steps between evaluations")
-    parser.add_argument("--evaluations", type=int, default=4, help="of a run; 3 or more")
+    parser.add_argument("--evaluations", type=int, help="of a run, 3 or more; else the setting's")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--domainbed-workers", type=int, nargs="*", default=[], help="measure it with these as well")
     parser.add_argument("--steppe-options", type=shlex.split, default=[], help="for `steppe train`, in one word")
     options = parser.parse_args()
-    if options.evaluations < 3:
+    if options.evaluations is not None and options.evaluations < 3:
         parser.error("--evaluations must be at least 3: the first cycle does not count")
     return options
 
 
-def prepared(work: Path, options: argparse.Namespace) -> dict[str, int]:
+def prepared(work: Path, setting: Setting, options: argparse.Namespace) -> dict[str, int]:
     """Pictures in DomainBed's layout and weights for torchvision; the number of pictures of every domain."""
     root = work / "data" / "PACS"
-    source = options.folder
+    source, wanted = options.folder, options.pictures or setting.pictures
     if source is None:
-        source = work / f"photographs-{options.pictures}"
+        source = work / f"photographs-{wanted}"
         if not source.exists():
             part = source.with_name(f"{source.name}.part")
             shutil.rmtree(part, ignore_errors=True)
-            make_photographs(part, options.pictures).rename(source)
-    linked(source.absolute(), root, options.pictures)
-    for network in options.networks:
-        file = work / "torch" / "hub" / "checkpoints" / NETWORKS[network]
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # Blocks begin as identities: with frozen statistics of 0 and 1 nothing else keeps activations bounded.
-            model = getattr(torchvision.models, network)(weights=None, zero_init_residual=True)
-            torch.save(model.state_dict(), file.with_suffix(".part"))
-            file.with_suffix(".part").rename(file)
+            make_photographs(part, wanted, setting.side).rename(source)
+    linked(source.absolute(), root, wanted)
+    file = work / "torch" / "hub" / "checkpoints" / NETWORKS[setting.network]
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Blocks begin as identities: with frozen statistics of 0 and 1 nothing else keeps activations bounded.
+        model = getattr(torchvision.models, setting.network)(weights=None, zero_init_residual=True)
+        torch.save(model.state_dict(), file.with_suffix(".part"))
+        file.with_suffix(".part").rename(file)
     found = {domain.name: sum(1 for file in domain.rglob("*") if file.is_file()) for domain in sorted(root.iterdir())}
     for domain in found:  # so that the first run does not read from the disk what the later ones find in memory
         for file in (root / domain).rglob("*"):
@@ -161,18 +198,19 @@ def linked(source: Path, root: Path, pictures: int) -> None:
             (into / file.name).symlink_to(file)
 
 
-def task_of(work: Path, network: str, pictures: dict[str, int], options: argparse.Namespace) -> Task:
+def task_of(work: Path, setting: Setting, pictures: dict[str, int], options: argparse.Namespace) -> Task:
     sources = len(pictures) - 1
     every = options.every or max(1, round(PER_PICTURE * sum(pictures.values()) / (sources * options.batch)))
-    held_out = min(pictures)
-    return Task(work, network, options.batch, sources, held_out, every, options.evaluations, options.device)
+    evaluations = options.evaluations or setting.evaluations
+    return Task(work, setting.network, options.batch, sources, min(pictures), every, evaluations, options.device)
 
 
-def told(task: Task, pictures: dict[str, int], options: argparse.Namespace) -> str:
+def told(task: Task, pictures: dict[str, int], setting: Setting, options: argparse.Namespace) -> str:
     """The task in words; figures of one task are compared."""
     also = f"; steppe with {shlex.join(options.steppe_options)}" if options.steppe_options else ""
+    which = "" if options.folder else f" of {setting.side[0]:,} to {setting.side[1]:,} pixels a side"
     return (
-        f"{sum(pictures.values())} pictures in {len(pictures)} domains, 224 × 224, batches of {task.sources} × "
+        f"{sum(pictures.values())} pictures{which} in {len(pictures)} domains, 224 × 224, batches of {task.sources} × "
         f"{task.batch}, {task.steps} steps, {task.evaluations} evaluations{also}"
     )
 
@@ -192,7 +230,7 @@ def measure(task: Task, setting: Figure, order: list[Side], results: Results, ro
     done = [
         figure
         for figure in results.figures
-        if all(figure[name] == setting[name] for name in SETTING) and names <= figure["taken"].keys()
+        if all(figure[name] == setting[name] for name in SAME) and names <= figure["taken"].keys()
     ]
     theirs = [side for side in order if isinstance(side, DomainBed)]
     ours = [side for side in order if isinstance(side, Steppe)]
@@ -214,7 +252,7 @@ def note(what: str, seconds: float) -> None:
 # --- the table ---
 
 HEAD = (
-    "network",
+    "setting",
     "cache",
     "beside",
     "the whole command, DomainBed / steppe [95 %]",
@@ -235,7 +273,7 @@ miss peaks). Behind ≥ is the target; what misses it is bold."""
 
 
 def markdown(figures: list[Figure]) -> str:
-    """A table for each machine and task: a row for each network, state of the cache and way to run DomainBed."""
+    """A table for each machine and task: a row for each setting, state of the cache and way to run DomainBed."""
     groups: dict[tuple[str, str], list[Figure]] = {}
     for figure in figures:
         groups.setdefault((figure["machine"], figure["task"]), []).append(figure)
@@ -257,8 +295,8 @@ def table(figures: list[Figure]) -> str:
         "| " + " | ".join(HEAD) + " |",
         "| " + " | ".join("---" for _ in HEAD) + " |",
     ]
-    for network in dict.fromkeys(figure["network"] for figure in figures):
-        rounds = [figure["taken"] for figure in figures if figure["network"] == network]
+    for setting in dict.fromkeys(figure["setting"] for figure in figures):
+        rounds = [figure["taken"] for figure in figures if figure["setting"] == setting]
         names = list(dict.fromkeys(name for taken in rounds for name in taken))
         for ours in sorted(
             (n for n in names if n.startswith("steppe")), key=lambda n: CACHES.index(n.rpartition(" ")[2])
@@ -266,11 +304,11 @@ def table(figures: list[Figure]) -> str:
             for theirs in (name for name in names if not name.startswith("steppe")):
                 both = [(taken[theirs], taken[ours]) for taken in rounds if theirs in taken and ours in taken]
                 if both:
-                    lines_of.append("| " + " | ".join(row(network, ours, theirs, both)) + " |")
+                    lines_of.append("| " + " | ".join(row(setting, ours, theirs, both)) + " |")
     return "\n".join(lines_of)
 
 
-def row(network: str, ours: str, theirs: str, both: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+def row(setting: str, ours: str, theirs: str, both: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
     def over(quantity: str) -> Ratio:
         return paired([a[quantity] for a, _ in both], [b[quantity] for _, b in both])
 
@@ -281,10 +319,10 @@ def row(network: str, ours: str, theirs: str, both: list[tuple[dict[str, Any], d
 
     whole, cycle = over("seconds"), over("cycle")
     speed = paired([b["pictures_per_second"] for _, b in both], [a["pictures_per_second"] for a, _ in both])
-    target = TARGETS[network]
+    target = SETTINGS[setting].target
     end_to_end = f"{whole}" if whole.median >= target else f"**{whole}**"
     return [
-        network,
+        f"{SETTINGS[setting].network}, {setting} binds",
         ours.rpartition(" ")[2],
         theirs,
         f"{end_to_end} (≥ {target})",

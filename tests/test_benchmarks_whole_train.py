@@ -82,7 +82,7 @@ def pictures(root: Path) -> Path:
 def program(checkout: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     out = checkout.parent / "whole.jsonl"
     command = [sys.executable, BENCHMARKS / "whole_train.py", "--domainbed", checkout, "--python", sys.executable]
-    options = ["--out", out, "--folder", checkout.parent / "pictures", "--networks", "resnet18", "--batch", "1"]
+    options = ["--out", out, "--folder", checkout.parent / "pictures", "--settings", "loading", "--batch", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *options, *arguments], capture_output=True, text=True, env=environment)
 
@@ -200,7 +200,7 @@ def test_a_command_ends_with_the_program_that_started_it(checkout: Path) -> None
     )
     command = [sys.executable, BENCHMARKS / "whole_train.py", "--domainbed", checkout, "--python", sys.executable]
     options = ["--out", checkout.parent / "o.jsonl", "--folder", checkout.parent / "pictures", "--batch", "1"]
-    options += ["--networks", "resnet18"]
+    options += ["--settings", "loading"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
     written = slow.with_name("id")
     try:
@@ -236,7 +236,7 @@ def test_the_table_has_ratios_within_rounds_and_marks_what_misses_its_target(loa
         memory = {"own_gb": 1.0, "files_gb": 0.5, "machine_gb": 1.2, "processes": 3}
         return {"seconds": seconds, "cycle": seconds / 10, "training": 1.0, "pictures_per_second": speed, **memory}
 
-    common = {"machine": "m", "versions": "v", "date": "d", "commit": "c", "theirs": "t", "network": "resnet18"}
+    common = {"machine": "m", "versions": "v", "date": "d", "commit": "c", "theirs": "t", "setting": "loading"}
     figures = [
         {
             **common,
@@ -253,6 +253,9 @@ def test_the_table_has_ratios_within_rounds_and_marks_what_misses_its_target(loa
     assert rows[1][4] == "120, 50"
     assert rows[0][7].startswith("0.800")
     assert rows[1][7].startswith("2.000")
+    other = load("whole_train").markdown([{**figure, "setting": "network"} for figure in figures])
+    rows = [line.split(" | ") for line in other.splitlines() if line.startswith("| resnet50, network binds")]
+    assert [row[3] for row in rows] == ["1.200 [1.000, 1.250] (≥ 1.0)", "2.000 [2.000, 3.000] (≥ 1.0)"]
 
 
 def test_both_evaluate_as_often(load) -> None:

@@ -8,7 +8,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from small_sweeps import Watching, planned
 
+from steppe.benchmark.executors.cluster import RayExecutor
 from steppe.benchmark.executors.exchange import Archive, Exchange, exchange_name
 from steppe.errors import SteppeError
 
@@ -130,3 +132,27 @@ def test_an_exchange_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SteppeError, match=r"the exchange file://.* cannot be used from .* \(\w+Error"):
         Exchange(f"file://{tmp_path}/file/below").check()
+
+
+def test_a_damaged_result_of_a_run_that_travels_is_kept_and_does_not_outrank_what_is_trained_anew(
+    drawings: Path, tmp_path: Path
+) -> None:
+    (job,) = planned(drawings, tmp_path / "runs", seeds=1, algorithms=["erm"])
+    run(job.directory, 24, state=None)
+    (job.directory / "result.json").write_text("{")
+    said = Watching()
+    executor = object.__new__(RayExecutor)  # without a cluster: what it does with a store and an exchange
+    executor.report, executor._locks = said, {}
+    executor._exchange = exchange = Exchange(f"file://{tmp_path}/exchange")
+    assert executor._take(job) is None
+    assert (job.directory / "result.json.damaged").read_text() == "{"
+    assert "it is kept as result.json.damaged, and the run is trained again" in said.said[0]
+
+    name = exchange_name(job.directory)
+    worker = tmp_path / "worker"
+    exchange.pull(name, worker)
+    exchange.push(name, run(worker, 2))  # its first checkpoint, before it is lost
+    executor._give_back(job)
+    executor._release(job)
+    assert (job.directory / "state.pt").read_bytes() == b"state2"
+    assert len((job.directory / "metrics.jsonl").read_text().splitlines()) == 2

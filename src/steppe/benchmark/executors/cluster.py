@@ -13,17 +13,17 @@ from steppe.benchmark.executors.budget import spoken
 from steppe.benchmark.executors.connection import connect
 from steppe.benchmark.executors.crew import RETRIES, Crew
 from steppe.benchmark.executors.events import Ended, Event, Setup
-from steppe.benchmark.executors.exchange import Exchange, exchange_name
+from steppe.benchmark.executors.exchange import METRICS, Exchange, exchange_name
 from steppe.benchmark.executors.remote import RemoteWorker
 from steppe.benchmark.protocol import Job
 from steppe.benchmark.shared_disk import Probe
 from steppe.benchmark.store import FAILURE, forget_failure
 from steppe.data import DomainDataset
 from steppe.errors import SteppeError
-from steppe.training.files import run_lock
+from steppe.training.files import STATE, run_lock
 from steppe.training.machine import Machine
 from steppe.training.progress import Report
-from steppe.training.results import RESULT, DamagedResultError, read_result
+from steppe.training.results import RESULT, DamagedResultError, read_result, set_aside
 
 NODES_SECONDS = 2.0
 """How often the nodes of the cluster are counted."""
@@ -208,8 +208,12 @@ class RayExecutor(Crew[RemoteWorker]):
                 if read_result(job.directory) is not None:
                     return self._outcome(job, Ended("finished"))
             except DamagedResultError as error:
-                self.report.say(f"warning: {error}; it is trained again")
-                (job.directory / RESULT).unlink(missing_ok=True)
+                what = str(error).partition(";")[0]
+                kept = set_aside(job.directory).name
+                # With it the checkpoint had gone: full-length metrics alone would outrank every new archive.
+                if not (job.directory / STATE).exists():
+                    (job.directory / METRICS).unlink(missing_ok=True)
+                self.report.say(f"warning: {what}; it is kept as {kept}, and the run is trained again")
             except SteppeError as error:
                 return Outcome(job, "failed", error=str(error))
             forget_failure(job.directory)

@@ -36,7 +36,7 @@ from steppe.training.results import RESULT
 LOOK_SECONDS = 1.0
 """How often a worker looks whether its run has a new checkpoint."""
 
-_METRICS = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class Archive(NamedTuple):
@@ -232,7 +232,7 @@ def _stamp(directory: Path) -> int | None:
 def progress(directory: Path) -> tuple[int, int]:
     """How far the run in ``directory`` is: whether it has a result, and the lines of its metrics."""
     try:
-        lines = (directory / _METRICS).read_bytes().count(b"\n")
+        lines = (directory / METRICS).read_bytes().count(b"\n")
     except OSError:
         lines = 0
     return int((directory / RESULT).exists()), lines
@@ -256,7 +256,7 @@ def _pack(directory: Path, packed: Path) -> bool:
 def _packed_progress(packed: Path) -> tuple[int, int]:
     with tarfile.open(packed) as archive:
         names = archive.getnames()
-        metrics = archive.extractfile(_METRICS) if _METRICS in names else None
+        metrics = archive.extractfile(METRICS) if METRICS in names else None
         return int(RESULT in names), metrics.read().count(b"\n") if metrics is not None else 0
 
 
